@@ -1,0 +1,91 @@
+"""Exceptions that own their sentence, and the warning of reduced accuracy.
+
+Each class takes facts and writes the sentence the user reads: what is wrong, what was found, what would do.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+
+class LipschitzError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class ArgumentError(LipschitzError, ValueError):
+    """An argument that cannot be used.
+
+    Args:
+        name: the argument.
+        found: what was given.
+        accepted: what would do.
+    """
+
+    def __init__(self, name: str, found: object, accepted: str) -> None:
+        super().__init__(f"`{name}` must be {accepted}; got {found!r}.")
+        self.name = name
+
+
+class NonFiniteError(LipschitzError, ValueError):
+    """A tensor that holds NaN or an infinite value."""
+
+    def __init__(self, tensor: str, count: int, size: int) -> None:
+        super().__init__(
+            f"{tensor} holds {count} NaN or infinite values among {size}; a Lipschitz bound needs finite weights. "
+            "Look for a diverged training run or a corrupted file."
+        )
+        self.tensor = tensor
+
+
+class ShapeError(LipschitzError, ValueError):
+    """Matrices that do not chain, or arrays of the wrong length."""
+
+    def __init__(self, what: str, found: object, expected: object) -> None:
+        super().__init__(f"{what} has shape {found}; expected {expected}.")
+
+
+class EmptyNetworkError(LipschitzError, ValueError):
+    """No layer at all."""
+
+    def __init__(self) -> None:
+        super().__init__("the network has no layer; give at least one weight matrix (a single affine layer is enough).")
+
+
+class ExtractionError(LipschitzError):
+    """A model that could not be read as a network of affine maps and activations."""
+
+    def __init__(self, model: str, reason: str, advice: str) -> None:
+        super().__init__(f"{model} cannot be certified: {reason} {advice}".strip())
+
+
+class UnsupportedModuleError(ExtractionError):
+    """An operation that has no rule.
+
+    Args:
+        path: dotted name of the submodule ("" for the model itself).
+        operator: the operator found there.
+        verdict: "never" (no finite constant exists), "not yet" (a rule is missing) or "replace" (an equivalent works).
+        advice: the reason, or what to use in its place.
+    """
+
+    def __init__(self, path: str, operator: str, verdict: Literal["never", "not yet", "replace"], advice: str) -> None:
+        where = f"`{path}`" if path else "the model"
+        meaning = {
+            "never": "has no finite Lipschitz constant",
+            "not yet": "is not supported yet",
+            "replace": "is not supported, but an equivalent is",
+        }[verdict]
+        super().__init__(where, f"`{operator}` {meaning}.", advice)
+        self.path, self.operator, self.verdict = path, operator, verdict
+
+
+class CertificateError(LipschitzError):
+    """A certificate that is another network's, is damaged, or whose proof does not hold."""
+
+
+class SolverError(LipschitzError):
+    """A bound method that produced nothing that could be verified."""
+
+
+class NumericalWarning(UserWarning):
+    """A result that is right but less accurate than was asked for."""

@@ -1,0 +1,232 @@
+"""Network: what a certificate speaks about.
+
+A feed-forward directed acyclic graph of affine maps and units with bounded slopes, flattened to vectors. With
+``s_0 = x`` the input and ``s_k = z_k`` the output of layer ``k`` (k = 1 ... K),
+
+    y_k = sum_j W_kj s_j + b_k   (j < k),      z_k = phi_k(y_k),      f = sum_j W_j s_j + b,
+
+and what is known of the units is, for any two inputs and for every group ``g`` of units of a layer,
+
+    sum over i in g of  (dz_i - alpha_i dy_i) (dz_i - beta_i dy_i)  <=  0.                                      (1)
+
+An elementwise activation with slopes in [alpha_i, beta_i] satisfies (1) with every unit its own group. A block that
+only keeps its l2 norm bounded, ``|dz_g| <= kappa |dy_g|`` (sorting, softmax), satisfies it as one group with
+alpha = -kappa and beta = kappa.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_lipschitz.errors import ArgumentError, EmptyNetworkError, NonFiniteError, ShapeError
+
+Array = npt.NDArray[np.float64]
+
+
+def _frozen(values: npt.ArrayLike, name: str, ndim: int) -> Array:
+    """A read-only float64 copy, refused when it holds anything that is not finite."""
+    array = np.array(values, dtype=np.float64, order="C")
+    if array.ndim != ndim:
+        raise ShapeError(name, array.shape, f"{ndim} dimension{'s' if ndim > 1 else ''}")
+    bad = array.size - int(np.isfinite(array).sum())
+    if bad:
+        raise NonFiniteError(name, bad, array.size)
+    array.setflags(write=False)
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """``matrix @ s_source``, one summand of an affine map.
+
+    Args:
+        source: 0 for the network input, k for the output of layer k.
+        matrix: shape (rows, width of the source).
+        rounding: the real-arithmetic matrix lies within this Frobenius distance of ``matrix``. Zero when the matrix was
+            read and not computed; composing affine maps in floating point makes it positive.
+    """
+
+    source: int
+    matrix: Array
+    rounding: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "matrix", _frozen(self.matrix, "a weight matrix", 2))
+        if not (np.isfinite(self.rounding) and self.rounding >= 0):
+            raise ArgumentError("rounding", self.rounding, "a finite number >= 0")
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """A sum of terms plus ``bias``. Global bounds do not depend on the bias; it is kept so that the network can be run."""
+
+    terms: tuple[Term, ...]
+    bias: Array
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", tuple(self.terms))
+        object.__setattr__(self, "bias", _frozen(self.bias, "a bias", 1))
+        if len({term.source for term in self.terms}) != len(self.terms):
+            raise ArgumentError("terms", [term.source for term in self.terms], "terms with distinct sources")
+        for term in self.terms:
+            if term.matrix.shape[0] != self.size:
+                raise ShapeError("a weight matrix", term.matrix.shape, f"{self.size} rows, as many as the bias")
+
+    @property
+    def size(self) -> int:
+        return len(self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """An affine map followed by units with slopes in [alpha, beta].
+
+    Args:
+        affine: the map that gives the pre-activations y, of n units.
+        alpha: lower slopes, shape (n,); every unit alpha < beta (a unit with alpha == beta is affine: fold it away).
+        beta: upper slopes, shape (n,).
+        group: shape (n,); units with the same number satisfy (1) only jointly. By default every unit stands alone.
+        name: where it came from, for messages.
+    """
+
+    affine: Affine
+    alpha: Array
+    beta: Array
+    group: npt.NDArray[np.int64] | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta"):
+            values = _frozen(np.broadcast_to(getattr(self, name), (self.size,)), name, 1)
+            object.__setattr__(self, name, values)
+        if not np.all(self.alpha < self.beta):
+            worst = int(np.argmax(self.alpha - self.beta))
+            found = (float(self.alpha[worst]), float(self.beta[worst]))
+            raise ArgumentError("slopes", found, "an interval with alpha < beta (fold affine units into the weights)")
+        object.__setattr__(self, "group", self._frozen_group())
+
+    def _frozen_group(self) -> npt.NDArray[np.int64]:
+        group = np.arange(self.size) if self.group is None else np.array(self.group, dtype=np.int64)
+        if group.shape != (self.size,):
+            raise ShapeError("group", group.shape, (self.size,))
+        group.setflags(write=False)
+        return group
+
+    @property
+    def size(self) -> int:
+        return self.affine.size
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether every unit has a multiplier of its own."""
+        assert self.group is not None
+        return len(np.unique(self.group)) == self.size
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """The network of this module's docstring. Immutable; arrays are read-only float64.
+
+    Args:
+        input_size: length of the flattened input.
+        layers: in topological order; layer k (from 1) may read sources 0 ... k-1.
+        output: the final affine map.
+
+    Raises:
+        ShapeError: matrices that do not chain.
+        NonFiniteError: NaN or infinite entries.
+
+    Example:
+        >>> network = Network.from_weights([[[1.0], [1.0]], [[1.0, -1.0]]])
+        >>> network.sizes, network.num_units, network.is_chain
+        ((1, 2), 2, True)
+    """
+
+    input_size: int
+    layers: tuple[Layer, ...]
+    output: Affine
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        for k, affine in enumerate(self.affines, start=1):
+            for term in affine.terms:
+                if not 0 <= term.source < k:
+                    raise ArgumentError("source", term.source, f"an earlier source, 0 to {k - 1}")
+                if term.matrix.shape[1] != self.sizes[term.source]:
+                    what = f"the weight matrix from source {term.source} to layer {k}"
+                    raise ShapeError(what, term.matrix.shape, f"{self.sizes[term.source]} columns")
+
+    @classmethod
+    def from_weights(
+        cls,
+        weights: Sequence[npt.ArrayLike],
+        biases: Sequence[npt.ArrayLike] | None = None,
+        slopes: tuple[float, float] = (0.0, 1.0),
+    ) -> Network:
+        """A chain ``W_K phi( ... phi(W_1 x + b_1))`` with the same slope interval for every unit.
+
+        Args:
+            weights: 2-D matrices, shape (outputs, inputs), first layer first.
+            biases: one vector a matrix; zeros by default.
+            slopes: (alpha, beta); [0, 1] covers ReLU, tanh and the like.
+
+        Raises:
+            EmptyNetworkError, ShapeError, NonFiniteError, ArgumentError.
+        """
+        if len(weights) == 0:
+            raise EmptyNetworkError
+        affines = []
+        for k, weight in enumerate(weights):
+            matrix = _frozen(weight, f"weight matrix {k}", 2)
+            if k and matrix.shape[1] != affines[-1].size:
+                raise ShapeError(f"weight matrix {k}", matrix.shape, f"{affines[-1].size} columns, the rows of the one before")
+            bias = np.zeros(len(matrix)) if biases is None else biases[k]
+            affines.append(Affine((Term(k, matrix),), np.asarray(bias, dtype=np.float64)))
+        alpha, beta = (np.float64(slope) for slope in slopes)
+        layers = tuple(Layer(a, alpha, beta, name=f"layer {k}") for k, a in enumerate(affines[:-1], 1))  # type: ignore[arg-type]
+        return cls(affines[0].terms[0].matrix.shape[1], layers, affines[-1])
+
+    @property
+    def affines(self) -> tuple[Affine, ...]:
+        """The affine map of every layer, then the output's."""
+        return (*(layer.affine for layer in self.layers), self.output)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Widths of the sources: the input, then every layer."""
+        return (self.input_size, *(layer.size for layer in self.layers))
+
+    @property
+    def num_units(self) -> int:
+        return sum(self.sizes[1:])
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every map reads only the source just before it."""
+        return all([t.source for t in affine.terms] == [k] for k, affine in enumerate(self.affines))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything a bound depends on: structure, matrices, slopes, groups. Biases and names play no part."""
+        sha = hashlib.sha256(b"lightning-lipschitz network 1")
+
+        def feed(values: npt.NDArray[np.generic]) -> None:
+            sha.update(repr(values.shape).encode())
+            sha.update(np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"))).tobytes())
+
+        for affine in self.affines:
+            for term in sorted(affine.terms, key=lambda term: term.source):
+                sha.update(f"term {term.source} {float(term.rounding).hex()}".encode())
+                feed(term.matrix)
+        for layer in self.layers:
+            assert layer.group is not None
+            for values in (layer.alpha, layer.beta, np.unique(layer.group, return_inverse=True)[1].astype(np.int64)):
+                feed(values)
+        sha.update(repr(self.sizes).encode())
+        return sha.hexdigest()
