@@ -1,0 +1,47 @@
+"""What a bound method hands to the kernel: numbers from which a bound can be proved. Proposals until verified."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+def _frozen(values: npt.ArrayLike) -> Array:
+    array = np.array(values, dtype=np.float64)
+    array.setflags(write=False)
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class Multipliers:
+    """A point of the LMI ``M(rho, lambda) >= 0`` of :mod:`lightning_lipschitz.certificate.lmi`.
+
+    Args:
+        rho: the squared bound.
+        values: lambda, one array of shape (n_k,) for each layer; units of one group carry the same value.
+    """
+
+    rho: float
+    values: tuple[Array, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rho", float(self.rho))
+        object.__setattr__(self, "values", tuple(_frozen(values) for values in self.values))
+
+
+@dataclass(frozen=True, eq=False)
+class Norms:
+    """Upper bounds of spectral norms: ``values[k][t]`` for term t of affine map k, the output's map last."""
+
+    values: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(tuple(float(s) for s in row) for row in self.values))
+
+
+Proof: TypeAlias = Multipliers | Norms
