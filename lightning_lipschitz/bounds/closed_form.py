@@ -1,0 +1,141 @@
+r"""Feasible points of LipSDP-Layer by one sweep through the layers, no optimisation: cheap certified bounds.
+
+Eliminate the blocks of M one after the other; each layer's multiplier c is chosen when its block is reached, so that what is left
+for the others is best.
+
+* ``forward`` starts from the input. With slopes [0, 1] it is ECLipsE-Fast (Xu, Sivaranjani, "ECLipsE: efficient compositional
+  Lipschitz constant estimation for deep neural networks", NeurIPS 2024). Chains only.
+* ``backward`` starts from the output. Any graph. Neither is always the better one.
+
+Both allow any slopes. With s = alpha + beta, w = beta - alpha, forward takes ``c = g / p``, p the largest eigenvalue of ``W S^-1 W'``, and
+``g = 2 / (w (w + |s|))``, which maximises the pivot ``2g - s^2 g^2 / (1 + 2 g alpha beta)``. Backward takes ``2c = r + t``, r the largest
+eigenvalue of what the later layers subtract from the block, and ``t = r |s| / w``, which minimises ``c^2 s^2 / (2c - r) - 2 c alpha beta``.
+Slopes [0, 1] give c = 1 / p and c = r. Cost: an eigenvalue and a Cholesky a layer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve, eigvalsh
+
+from lightning_lipschitz.bounds.lipsdp import reduce
+from lightning_lipschitz.certificate.proofs import Array, Multipliers
+from lightning_lipschitz.network import Affine, Layer, Network
+
+Blocks = dict[tuple[int, int], Array]
+
+SMALLEST_PIVOT = 1e-3  # t / r and 1 - |s| / w are kept above it: with slopes [-kappa, kappa] the best pivot is singular
+SMALLEST_MULTIPLIER = 1e-12  # r for units that nothing reads, relative to |output map|_F^2
+SLACK = 1e-8  # relative step into the interior, where rounding cannot spoil the proof
+
+
+def propose(network: Network) -> tuple[Multipliers, ...]:
+    """The points of both sweeps, the lower rho first; empty where the output does not depend on the input."""
+    reduced = reduce(network)
+    points = [sweep(reduced.network) for sweep in (backward, forward)]
+    with np.errstate(over="ignore"):
+        restored = [reduced.restore(point.rho, point.values) for point in points if point is not None]
+    return tuple(sorted(restored, key=lambda point: point.rho))
+
+
+def forward(network: Network) -> Multipliers | None:
+    """From the input to the output of a chain; rho is scaled to 1 on the way and put back at the end."""
+    if not network.is_chain:
+        return None
+    gram = np.eye(network.input_size)  # S^-1 of the source before, seen through the next matrix below
+    multipliers = []
+    for layer in network.layers:
+        weight = layer.affine.terms[0].matrix
+        seen = weight @ gram @ weight.T
+        c, inverse = _forward_step(layer, seen)
+        if inverse is None:
+            return None
+        gram = inverse
+        multipliers.append(np.full(layer.size, c))
+    last = network.output.terms[0].matrix
+    rho = _largest_eigenvalue(last @ gram @ last.T) * (1.0 + SLACK)
+    return Multipliers(rho, tuple(rho * c for c in multipliers)) if np.isfinite(rho) and rho > 0 else None
+
+
+def _forward_step(layer: Layer, seen: Array) -> tuple[float, Array | None]:
+    """c and the inverse of the pivot; c is halved where slopes that differ inside the layer make the formula overshoot."""
+    alpha, beta = float(layer.alpha.min()), float(layer.beta.max())
+    s, w, p = alpha + beta, beta - alpha, _largest_eigenvalue(seen)
+    if not p > 0:
+        return 0.0, None
+    c = (1.0 - max(SLACK, SMALLEST_PIVOT * (1.0 - abs(s) / w))) * 2.0 / (w * (w + abs(s))) / p
+    for _ in range(60):
+        try:
+            return c, _inverse(_forward_pivot(layer, seen, c))
+        except np.linalg.LinAlgError:
+            c *= 0.5
+    return 0.0, None
+
+
+def _forward_pivot(layer: Layer, seen: Array, c: float) -> Array:
+    """``2 c I - c^2 diag(s) (seen^-1 + 2 c diag(alpha beta))^-1 diag(s)``."""
+    s, weight = layer.alpha + layer.beta, 2.0 * c * layer.alpha * layer.beta
+    inner = np.linalg.solve(np.eye(layer.size) + seen * weight, seen) if np.any(weight) else seen
+    return 2.0 * c * np.eye(layer.size) - c**2 * s[:, None] * inner * s
+
+
+def backward(network: Network) -> Multipliers | None:
+    """From the output to the input."""
+    blocks: Blocks = {}
+    _subtract_square(blocks, network.output, np.ones(network.output.size))
+    floor = SMALLEST_MULTIPLIER * sum(float(np.sum(term.matrix**2)) for term in network.output.terms)
+    values: list[Array] = []
+    for k in range(len(network.layers), 0, -1):
+        layer = network.layers[k - 1]
+        r = max(_largest_eigenvalue(-blocks[k, k]) if (k, k) in blocks else 0.0, floor)
+        c = 0.5 * (1.0 + SLACK) * (r + _backward_pivot(layer, r, coupled=any(j == k and i < k for i, j in blocks)))
+        values.insert(0, np.full(layer.size, c))
+        _eliminate(blocks, k, layer, c)
+    rho = _largest_eigenvalue(-blocks[0, 0]) * (1.0 + SLACK) if (0, 0) in blocks else 0.0
+    return Multipliers(rho, tuple(values)) if np.isfinite(rho) and rho > 0 else None
+
+
+def _backward_pivot(layer: Layer, r: float, *, coupled: bool) -> float:
+    """t. The formula holds where only later layers see this one; beside a skip connection t = r is kept."""
+    alpha, beta = float(layer.alpha.min()), float(layer.beta.max())
+    return r if coupled else r * max(abs(alpha + beta) / (beta - alpha), SMALLEST_PIVOT)
+
+
+def _eliminate(blocks: Blocks, k: int, layer: Layer, multiplier: float) -> None:
+    """Replace layer k's rows and columns by their Schur complement."""
+    _subtract_square(blocks, layer.affine, -2.0 * multiplier * layer.alpha * layer.beta)
+    weight = multiplier * (layer.alpha + layer.beta)
+    for term in layer.affine.terms:
+        _add(blocks, (term.source, k), -(weight[:, None] * term.matrix).T)
+    pivot = 2.0 * multiplier * np.eye(layer.size) + blocks.pop((k, k), np.zeros((layer.size, layer.size)))
+    factor = cho_factor(pivot, lower=True, check_finite=False)
+    panels = {i: blocks.pop((i, j)) for i, j in sorted(blocks) if j == k}
+    for j, right in panels.items():
+        solved = cho_solve(factor, right.T, check_finite=False)
+        for i, left in panels.items():
+            if i <= j:
+                _add(blocks, (i, j), -left @ solved)
+
+
+def _subtract_square(blocks: Blocks, affine: Affine, weight: Array) -> None:
+    """``- W_i' diag(weight) W_j`` for every pair of terms."""
+    if not np.any(weight):
+        return
+    for left in affine.terms:
+        for right in affine.terms:
+            if left.source <= right.source:
+                _add(blocks, (left.source, right.source), -left.matrix.T @ (weight[:, None] * right.matrix))
+
+
+def _add(blocks: Blocks, key: tuple[int, int], part: Array) -> None:
+    blocks[key] = blocks[key] + part if key in blocks else part
+
+
+def _largest_eigenvalue(matrix: Array) -> float:
+    last = len(matrix) - 1
+    return float(eigvalsh(matrix, subset_by_index=(last, last), check_finite=False)[0])
+
+
+def _inverse(matrix: Array) -> Array:
+    inverse: Array = cho_solve(cho_factor(matrix, lower=True), np.eye(len(matrix)))
+    return inverse

@@ -1,0 +1,94 @@
+"""Spectral norms bounded from above, proved: ``s^2 I - W'W >= 0`` by Cholesky; power iteration approaches from below."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+from scipy.linalg import eigvalsh
+
+from lightning_lipschitz.certificate.floating_point import Array, BlockCholesky, factorisation_error, gamma, round_up
+
+
+def norm_upper_bound(matrix: Array, rounding: float = 0.0, margin: float = 1.0) -> float:
+    """The least number near the largest singular value that :func:`norm_holds` accepts.
+
+    Args:
+        matrix: shape (m, n).
+        rounding: Frobenius distance within which the real-arithmetic matrix lies.
+        margin: factor on the allowance for rounding.
+
+    Returns:
+        A float64 not below the spectral norm of every matrix within ``rounding``; exact for (scaled) selections.
+    """
+    exact = _selection_norm(matrix)
+    if exact is not None:
+        return exact if rounding == 0 else round_up(Fraction(exact) + Fraction(rounding))
+    scale, scaled = _scaled(matrix)
+    gram = _gram(scaled)
+    last = len(gram) - 1
+    squared = max(float(eigvalsh(gram, subset_by_index=(last, last))[0]), float(np.max(np.diagonal(gram))))
+    step = margin * _allowance(scaled, gram, squared) / squared
+    while step < 1.0:
+        bound = math.sqrt(squared * (1.0 + step))
+        if _gram_below(scaled, gram, Fraction(bound), margin):
+            return round_up(Fraction(bound) * scale + Fraction(rounding))
+        step *= 2.0
+    return math.inf
+
+
+def norm_holds(matrix: Array, bound: float, rounding: float = 0.0, margin: float = 1.0) -> bool:
+    """Whether ``||W||_2 <= bound`` is proved for every W within ``rounding`` of ``matrix``."""
+    if not (math.isfinite(bound) and bound >= 0):
+        return False
+    room = Fraction(bound) - Fraction(rounding)
+    exact = _selection_norm(matrix)
+    if exact is not None:
+        return Fraction(exact) <= room
+    scale, scaled = _scaled(matrix)
+    return _gram_below(scaled, _gram(scaled), room / scale, margin)
+
+
+def _gram_below(matrix: Array, gram: Array, bound: Fraction, margin: float) -> bool:
+    """``bound^2 I - W'W > 0``, on the smaller side of W."""
+    if bound <= 0:
+        return False
+    squared = _square_down(bound)
+    shift = margin * _allowance(matrix, gram, squared)
+    return BlockCholesky({(0, 0): -gram}, shift).definite_with(np.full(len(gram), squared))
+
+
+def _allowance(matrix: Array, gram: Array, squared: float) -> float:
+    """What forming the Gram matrix and factoring ``squared I - gram`` can do to the spectrum."""
+    mass = 1.01 * float(np.linalg.norm(matrix)) ** 2
+    factoring = factorisation_error({(0, 0)}, [len(gram)], mass + len(gram) * squared)
+    return 1.01 * (gamma(max(matrix.shape) + 2) * mass + factoring)
+
+
+def _square_down(bound: Fraction) -> float:
+    """A float64 not above ``bound^2``."""
+    squared = float(bound * bound)
+    return squared if Fraction(squared) <= bound * bound else math.nextafter(squared, 0.0)
+
+
+def _gram(matrix: Array) -> Array:
+    gram: Array = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
+    return gram
+
+
+def _scaled(matrix: Array) -> tuple[Fraction, Array]:
+    """(s, matrix / s) with s a power of two that brings the largest entry near one: exact but for underflow to zero.
+
+    Entries below 2^-1022 of the largest would lose digits; they are far below the allowance of the test that follows.
+    """
+    exponent = int(np.frexp(np.max(np.abs(matrix)))[1])
+    return Fraction(2) ** exponent, np.ldexp(matrix, -exponent)
+
+
+def _selection_norm(matrix: Array) -> float | None:
+    """The exact norm where no row and no column has two nonzeros (zero, diagonal, permutation); None elsewhere."""
+    nonzero = matrix != 0
+    if matrix.size and (nonzero.sum(axis=0).max() > 1 or nonzero.sum(axis=1).max() > 1):
+        return None
+    return float(np.max(np.abs(matrix), initial=0.0))
