@@ -84,7 +84,16 @@ class CertificateError(LipschitzError):
 
 
 class SolverError(LipschitzError):
-    """A bound method that produced nothing that could be verified."""
+    """A bound method that failed, or produced nothing that could be verified.
+
+    Args:
+        message: what failed.
+        certificate: the best bound of a simpler method, where there is one.
+    """
+
+    def __init__(self, message: str, certificate: object = None) -> None:
+        super().__init__(message)
+        self.certificate = certificate
 
 
 class NumericalWarning(UserWarning):

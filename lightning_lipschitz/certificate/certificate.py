@@ -7,7 +7,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Certificate:
         verification_loss: relative increase of the bound that the proof in floating point cost.
         seconds: wall time of the whole computation.
         epoch, global_step: of the training run it belongs to, None outside of one.
+        state: what the solver can start from next time; kept in memory only.
         network_digest: SHA-256 of the network it speaks about.
         proof: what proves the bound; None if not certified.
     """
@@ -61,6 +62,7 @@ class Certificate:
     proof: Proof | None
     epoch: int | None = None
     global_step: int | None = None
+    state: Any = field(default=None, repr=False)
 
     def at(self, epoch: int, global_step: int) -> Certificate:
         """The same certificate, dated."""
@@ -106,7 +108,8 @@ class Certificate:
             raise CertificateError(f"{os.fspath(path)} is not a certificate file or is damaged: {error}") from error
 
     def _arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        header = {name: value for name, value in asdict(replace(self, proof=None)).items() if name not in ("proof", "status")}
+        header = asdict(replace(self, proof=None, state=None))
+        header = {name: value for name, value in header.items() if name not in ("proof", "state", "status")}
         header |= {"format": FORMAT, "status": self.status.name}
         if isinstance(self.proof, Multipliers):
             header |= {"proof": "multipliers", "rho": self.proof.rho}

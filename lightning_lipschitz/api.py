@@ -1,0 +1,179 @@
+"""The functions of the package: read the model, delegate, answer with one object."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias, get_args
+
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from lightning_lipschitz.bounds.lower import LowerBound, steepest_pair
+from lightning_lipschitz.bounds.search import Method, Settings, Solver, certify_network
+from lightning_lipschitz.certificate import Certificate, Status, prove
+from lightning_lipschitz.errors import ArgumentError, CertificateError, SolverError
+from lightning_lipschitz.extraction import Extractor
+from lightning_lipschitz.network import Network
+
+Model: TypeAlias = nn.Module | Network | Sequence[npt.ArrayLike]
+
+
+def certify(
+    model: Model,
+    example_input: Any = None,
+    *,
+    method: Method = "auto",
+    solver: Solver = "auto",
+    rtol: float = 1e-6,
+    time_limit: float | None = None,
+    device: str | torch.device = "auto",
+    split_size: int | None = None,
+    workers: int = 1,
+    warm_start: Certificate | None = None,
+    throw: bool = True,
+    slopes: tuple[float, float] = (0.0, 1.0),
+) -> Certificate:
+    r"""A proved upper bound L of the l2 Lipschitz constant: :math:`|f(x) - f(x')|_2 \le L\, |x - x'|_2` for all inputs.
+
+    The bound is global, in eval mode, of the function between the flattened input and the flattened output, and it does not
+    use the biases: a network may be less steep than any such bound. Source: Fazlyab et al., "Efficient and accurate estimation of
+    Lipschitz constants for deep neural networks", NeurIPS 2019; see :mod:`lightning_lipschitz.certificate.lmi` for the theorem.
+
+    Args:
+        model: any ``nn.Module`` (also a LightningModule); or weight matrices, shape (outputs, inputs), first layer first; or a Network.
+        example_input: for a module: one batch of inputs, shape (batch, ...). By default the module's ``example_input_array``.
+        method: "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", or "auto": the tightest that fits the time limit and the memory.
+            "lipsdp-network" is for reproduction only and never certified.
+        solver: "native", or "clarabel" / "scs" through cvxpy.
+        rtol: relative duality gap at which the search for the best bound ends. The bound is proved whatever the gap.
+        time_limit: seconds; when they are over, the best bound so far is returned.
+        device: where the native solver computes; "auto" takes a GPU where there is one and the problem is large.
+        split_size: layers a sub-network, for very deep networks; by default no split.
+        workers: sub-networks solved at once.
+        warm_start: an earlier certificate of nearly the same network.
+        throw: raise when the method fails (True) or return the best simpler bound with ``status`` FALLBACK (False).
+        slopes: of the activations when ``model`` is a list of matrices; [0, 1] covers ReLU, tanh and the like.
+
+    Returns:
+        A frozen :class:`Certificate`; ``upper_bound`` is in output units per input unit.
+
+    Raises:
+        ArgumentError, ShapeError, NonFiniteError, EmptyNetworkError: unusable input.
+        ExtractionError, UnsupportedModuleError: a model that has no reading as affine maps and activations.
+        SolverError: ``throw`` and the method failed; ``error.certificate`` is the best simpler bound, if any.
+
+    Example:
+        >>> import lightning_lipschitz as ll
+        >>> certificate = ll.certify([[[1.0, 2.0], [1.0, -2.0]], [[1.0, 1.0]]])
+        >>> round(certificate.upper_bound, 5), certificate.certified
+        (2.3094, True)
+    """
+    _check(method=method, solver=solver, rtol=rtol, time_limit=time_limit, workers=workers, split_size=split_size)
+    network = read(model, example_input, slopes)
+    settings = Settings(method, solver, rtol, time_limit, str(device), warm_start)
+    certificate = certify_network(network, settings)
+    if throw and certificate.status in (Status.FALLBACK, Status.FAILED):
+        raise SolverError(f"`{method}` with solver `{solver}` failed. {certificate.status.value}", certificate)
+    return certificate
+
+
+def verify(certificate: Certificate, model: Model, example_input: Any = None, slopes: tuple[float, float] = (0.0, 1.0)) -> float:
+    """Prove the certificate's bound again, on the model at hand.
+
+    Args:
+        certificate: of :func:`certify` or ``Certificate.load``.
+        model, example_input, slopes: as in :func:`certify`.
+
+    Returns:
+        ``certificate.upper_bound``, l2 output change per l2 input change, now proved of ``model``.
+
+    Raises:
+        CertificateError: the certificate is not a certified one, belongs to another network, or its proof does not hold.
+
+    Example:
+        >>> weights = [[[1.0, 2.0], [1.0, -2.0]], [[1.0, 1.0]]]
+        >>> verify(certify(weights), weights) == certify(weights).upper_bound
+        True
+    """
+    if not certificate.certified or certificate.proof is None:
+        raise CertificateError(f"this result proves nothing: {certificate.status.value}")
+    network = read(model, example_input, slopes)
+    if network.digest != certificate.network_digest:
+        raise CertificateError(
+            f"the certificate belongs to another network: its digest is {certificate.network_digest[:12]}..., "
+            f"that of the model at hand {network.digest[:12]}.... Certify this model."
+        )
+    bound = prove(network, certificate.proof)
+    if bound is None or not bound <= certificate.upper_bound:
+        raise CertificateError(f"the proof of the bound {certificate.upper_bound!r} does not hold; the file may be damaged.")
+    return certificate.upper_bound
+
+
+def lower_bound(
+    model: nn.Module, inputs: Tensor, *, steps: int = 50, pairs: int = 64, seed: int = 0, device: str | torch.device = "cpu"
+) -> LowerBound:
+    """A LOWER bound of the l2 Lipschitz constant: the steepest pair of inputs that a gradient ascent finds.
+
+    Args:
+        model: any module that :func:`certify` reads; run in eval mode and float64, left as it was.
+        inputs: shape (batch, ...), where the search starts; inputs like those of training show slopes that matter.
+        steps: ascent steps.
+        pairs: pairs searched at once.
+        seed: of the search's own random numbers; the global generators are not used.
+        device: where to compute.
+
+    Returns:
+        LowerBound(value, u, v): the quotient and the pair that attains it, flattened inputs, float64.
+
+    Raises:
+        ArgumentError: no inputs, or counts that make no sense.
+        ExtractionError: the model cannot be read.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> lower_bound(model, torch.randn(16, 2)).value <= certify(model, torch.randn(16, 2)).upper_bound
+        True
+    """
+    if not isinstance(inputs, Tensor) or inputs.ndim < 2 or len(inputs) == 0:
+        raise ArgumentError("inputs", tuple(getattr(inputs, "shape", ())), "a tensor of at least one input, shape (batch, ...)")
+    for name, value, least in (("steps", steps, 0), ("pairs", pairs, 1)):
+        if not isinstance(value, int) or value < least:
+            raise ArgumentError(name, value, f"an integer >= {least}")
+    function = Extractor(model, inputs).function(device)
+    generator = torch.Generator().manual_seed(seed)
+    return steepest_pair(function, inputs.flatten(1).to(device), steps=steps, pairs=pairs, generator=generator)
+
+
+def read(model: Model, example_input: Any = None, slopes: tuple[float, float] = (0.0, 1.0)) -> Network:
+    """The Network of a module, of a list of matrices, or itself."""
+    if isinstance(model, Network):
+        return model
+    if isinstance(model, nn.Module):
+        return Extractor(model, example_input).network()
+    if isinstance(model, (str, bytes)) or not isinstance(model, Sequence):
+        raise ArgumentError("model", type(model).__name__, "an nn.Module, a list of 2-D weight matrices or a Network")
+    return Network.from_weights([_to_numpy(weight) for weight in model], slopes=slopes)
+
+
+def _to_numpy(weight: Any) -> Any:
+    return weight.detach().cpu().double().numpy() if isinstance(weight, Tensor) else weight
+
+
+def _check(**arguments: Any) -> None:
+    """Refuse unusable arguments before anything long starts."""
+    for name, options in (("method", get_args(Method)), ("solver", get_args(Solver))):
+        if arguments[name] not in options:
+            raise ArgumentError(name, arguments[name], f"one of {', '.join(map(repr, options))}")
+    if not 0 < arguments["rtol"] < 1:
+        raise ArgumentError("rtol", arguments["rtol"], "a number between 0 and 1")
+    limit = arguments["time_limit"]
+    if limit is not None and not (limit > 0 and math.isfinite(limit)):
+        raise ArgumentError("time_limit", limit, "a number of seconds > 0, or None")
+    for name in ("workers", "split_size"):
+        if arguments[name] is not None and (not isinstance(arguments[name], int) or arguments[name] < 1):
+            raise ArgumentError(name, arguments[name], "an integer >= 1")
+
+
+__all__ = ["Model", "certify", "lower_bound", "read", "verify"]
