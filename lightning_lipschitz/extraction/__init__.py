@@ -1,0 +1,15 @@
+"""nn.Module -> Network: trace, fold what is constant, compose what is affine, keep the units.
+
+Layers of this folder, each knowing only those before it:
+
+    coefficients, expression, traced    affine maps with their rounding, for one sample, for a batch
+    registry, slopes, refusals          which operator has which rule, which slopes, or why none
+    rules_*                             the rules
+    patterns, trace                     torch.export, and activations put back together
+    interpret, check, extractor         the walk over the graph, its proof by example, and the public class
+"""
+
+from lightning_lipschitz.extraction import rules_activation, rules_affine, rules_shape  # noqa: F401 - they register the rules
+from lightning_lipschitz.extraction.extractor import Extractor, extract
+
+__all__ = ["Extractor", "extract"]

@@ -1,0 +1,135 @@
+"""Matrices that know how far rounding may have moved them.
+
+Reading a weight is exact; composing two affine maps in float64 is not. Every operation below returns the stored matrix
+together with a bound on ``| stored - real |_F``, where *real* is what exact arithmetic would give. The bounds are the
+standard ones (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., sections 2.2 and 3.5), with the unit
+roundoff ``u = 2^-53`` and ``gamma_k = k u / (1 - k u)``; they hold for any order of summation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from lightning_lipschitz.network import Array
+
+Matrix = Any  # an Array or a scipy.sparse.csr_array of float64; scipy ships no types for the latter
+Indices = npt.NDArray[np.int64]
+
+UNIT_ROUNDOFF = 2.0**-53
+_SMALLEST = 2.0**-1074  # what a product may lose to underflow (twice that, to be safe)
+_ROUND_UP = 1.0 + 2.0**-48  # covers the few operations that evaluate a bound
+
+
+def _gamma(k: int) -> float:
+    return k * UNIT_ROUNDOFF / (1.0 - k * UNIT_ROUNDOFF) * _ROUND_UP
+
+
+def frobenius(matrix: Matrix) -> float:
+    """An upper bound on the Frobenius norm, tight to a few units of rounding."""
+    entries = matrix.data if sparse.issparse(matrix) else np.ravel(matrix, order="K")
+    norm = math.sqrt(float(entries @ entries))
+    # Squares of entries below 2^-511 may vanish; n squares and their sum cost gamma_{n+1}.
+    return (norm + math.sqrt(entries.size) * 2.0**-510) * (1.0 + (entries.size + 8) * UNIT_ROUNDOFF)
+
+
+def identity(size: int) -> Matrix:
+    """The identity, stored sparsely."""
+    return sparse.csr_array((np.ones(size), np.arange(size), np.arange(size + 1)), shape=(size, size))
+
+
+def dense(matrix: Matrix) -> Array:
+    """The same matrix as a numpy array."""
+    return matrix.toarray() if sparse.issparse(matrix) else matrix  # type: ignore[no-any-return]
+
+
+def _selected_columns(matrix: Matrix) -> Indices | None:
+    """The column that each row picks, if every row picks exactly one and no two pick the same."""
+    if not sparse.issparse(matrix) or not np.array_equal(matrix.indptr, np.arange(matrix.shape[0] + 1)):
+        return None
+    if not np.all(matrix.data == 1.0) or len(np.unique(matrix.indices)) != len(matrix.indices):
+        return None
+    return matrix.indices  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, eq=False)
+class Coefficients:
+    """A matrix and its ``rounding``: the real-arithmetic matrix is within this Frobenius distance."""
+
+    matrix: Matrix
+    rounding: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.matrix.shape  # type: ignore[no-any-return]
+
+    def rows(self, indices: Indices) -> Coefficients:
+        """The rows of these numbers, repeated ones included."""
+        repeats = int(np.bincount(indices, minlength=1).max(initial=1)) if self.rounding else 1
+        return Coefficients(self.matrix[indices], self.rounding * math.sqrt(repeats) * _ROUND_UP)
+
+    def scaled(self, factors: Array, relative: float = 0.0) -> Coefficients:
+        """Row ``i`` times ``factors[i]``, whose own relative error is at most ``relative``."""
+        matrix = _scale_rows(self.matrix, factors)
+        if np.all(np.isin(np.abs(factors), (0.0, 1.0))) and relative == 0.0:
+            return Coefficients(matrix, self.rounding)
+        made = (UNIT_ROUNDOFF + relative) * frobenius(matrix) + math.sqrt(math.prod(matrix.shape)) * _SMALLEST
+        carried = self.rounding * float(np.abs(factors).max(initial=0.0)) * (1.0 + relative)
+        return Coefficients(matrix, (made + carried) * _ROUND_UP)
+
+    def plus(self, other: Coefficients) -> Coefficients:
+        """The sum; one rounding per entry."""
+        if sparse.issparse(self.matrix) != sparse.issparse(other.matrix):
+            matrix = dense(self.matrix) + dense(other.matrix)
+        else:
+            matrix = self.matrix + other.matrix
+        return Coefficients(matrix, (UNIT_ROUNDOFF * frobenius(matrix) + self.rounding + other.rounding) * _ROUND_UP)
+
+    def premultiplied(self, weight: Matrix) -> Coefficients:
+        """``weight @ self``: ``gamma_k |weight|_F |self|_F`` of rounding, none when ``self`` only picks columns."""
+        columns = _selected_columns(self.matrix)
+        if columns is not None and self.rounding == 0.0:
+            return Coefficients(_scatter_columns(weight, columns, self.shape[1]))
+        product, inner, norm = weight @ self.matrix, weight.shape[1], frobenius(weight)
+        underflow = 2 * inner * _SMALLEST * math.sqrt(math.prod(product.shape))
+        made = _gamma(inner + 2) * norm * frobenius(self.matrix) + underflow
+        return Coefficients(product, (made + norm * self.rounding) * _ROUND_UP)
+
+
+def stacked(blocks: Sequence[Coefficients]) -> Coefficients:
+    """The blocks one below the other: a copy, nothing is computed."""
+    matrices = [block.matrix for block in blocks]
+    if all(sparse.issparse(matrix) for matrix in matrices):
+        matrix = sparse.csr_array(sparse.vstack(matrices, format="csr"))
+    else:
+        matrix = np.concatenate([dense(each) for each in matrices])
+    return Coefficients(matrix, math.hypot(*(block.rounding for block in blocks)) * _ROUND_UP)
+
+
+def zeros(rows: int, columns: int) -> Coefficients:
+    """Nothing, stored sparsely."""
+    return Coefficients(sparse.csr_array((rows, columns), dtype=np.float64))
+
+
+def _scale_rows(matrix: Matrix, factors: Array) -> Matrix:
+    if not sparse.issparse(matrix):
+        return matrix * factors[:, None]
+    data = matrix.data * np.repeat(factors, np.diff(matrix.indptr))
+    return sparse.csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def _scatter_columns(weight: Matrix, columns: Indices, width: int) -> Matrix:
+    """``weight @ S`` for the selection ``S`` that picks these columns."""
+    if width == len(columns) and np.array_equal(columns, np.arange(width)):
+        return weight
+    if sparse.issparse(weight):
+        return sparse.csr_array((weight.data, columns[weight.indices], weight.indptr), shape=(weight.shape[0], width))
+    spread = np.zeros((weight.shape[0], width))
+    spread[:, columns] = weight
+    return spread

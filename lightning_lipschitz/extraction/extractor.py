@@ -1,0 +1,103 @@
+"""Extractor: trace a model once, read its weights as often as wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lightning_lipschitz.errors import ExtractionError
+from lightning_lipschitz.extraction.check import check
+from lightning_lipschitz.extraction.interpret import Extraction, interpret
+from lightning_lipschitz.extraction.trace import Graph, clean, example, trace, unwrapped
+from lightning_lipschitz.network import Network
+
+
+class Extractor:
+    """nn.Module -> Network.
+
+    Tracing takes a fraction of a second and happens once; ``network()`` then reads the parameters and buffers as they are at
+    that moment, for a few milliseconds and a float64 copy of the weights. The model is left as it was found: flags, buffers,
+    gradients, random state.
+
+    Args:
+        model: any module whose forward takes one floating-point tensor and returns one, the batch in the first dimension.
+            Compiled modules are unwrapped.
+        example_input: only its shape counts; a batch of one will do.
+        name: of the model in messages; its class by default.
+
+    Raises:
+        ExtractionError, UnsupportedModuleError: it cannot be read as affine maps and activations with bounded slopes.
+        NonFiniteError: a weight is NaN or infinite.
+        ArgumentError: the example input.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+        >>> Extractor(model, torch.zeros(1, 2)).network().sizes
+        (2, 3)
+    """
+
+    def __init__(self, model: torch.nn.Module, example_input: Any, *, name: str = "") -> None:
+        self._model = unwrapped(model)
+        self._example = torch.empty_like(example(self._model, example_input), device="meta")
+        self._name = name or type(self._model).__name__
+        self._graph: Graph | None = None
+        self.network()
+
+    def network(self, weights: Mapping[str, torch.Tensor] | None = None) -> Network:
+        """The network with the weights of this moment, checked against the model on random inputs.
+
+        Args:
+            weights: tensors to use in place of the model's own, named as in its ``state_dict``; for instance averaged weights.
+
+        Raises:
+            As the constructor.
+        """
+        tensors = self._tensors(weights)
+        extraction = self._extract(tensors)
+        check(self._model, tensors, extraction, tuple(self._example.shape[1:]))
+        return extraction.network
+
+    def extract(self, weights: Mapping[str, torch.Tensor] | None = None) -> Extraction:
+        """The network together with its activation functions, not checked."""
+        return self._extract(self._tensors(weights))
+
+    def _extract(self, tensors: Mapping[str, torch.Tensor]) -> Extraction:
+        if self._graph is None:
+            self._graph = trace(self._model, self._example)
+        return interpret(self._graph, tensors, self._name)
+
+    def _tensors(self, weights: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+        """Parameters and buffers by their name in the model, tied ones under every name.
+
+        They are looked up afresh: moving a model to another device replaces its buffers.
+        """
+        own = [
+            *self._model.named_parameters(remove_duplicate=False),
+            *self._model.named_buffers(remove_duplicate=False),
+        ]
+        tensors = dict(own)
+        given = {clean(name): tensor for name, tensor in (weights or {}).items()}
+        for name in tensors:
+            tensors[name] = given.pop(clean(name), tensors[name])
+        if given:
+            raise ExtractionError(
+                self._name,
+                f"it has no parameter or buffer named `{next(iter(given))}`.",
+                "Names are those of its state_dict.",
+            )
+        return tensors
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_graph": None}
+
+
+def extract(model: torch.nn.Module, example_input: Any) -> Network:
+    """The network of a model, once. See ``Extractor``.
+
+    Example:
+        >>> extract(torch.nn.Linear(2, 1), torch.zeros(1, 2)).layers
+        ()
+    """
+    return Extractor(model, example_input).network()

@@ -1,0 +1,210 @@
+"""Walk a graph with expressions in place of numbers: Graph + weights -> Network.
+
+Whatever does not depend on the model's input is evaluated as it stands, on the CPU and in the model's own dtype: this is how
+a parametrised layer (weight norm, spectral norm, orthogonal) becomes the constant weight that its forward uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_any, tree_map
+
+from lightning_lipschitz.errors import ExtractionError
+from lightning_lipschitz.extraction.expression import Expression
+from lightning_lipschitz.extraction.patterns import operator_name
+from lightning_lipschitz.extraction.refusals import refusal
+from lightning_lipschitz.extraction.registry import Activated, Context, Units, find_rule, require_finite
+from lightning_lipschitz.extraction.trace import Graph, clean
+from lightning_lipschitz.extraction.traced import SampleMixing, Traced
+from lightning_lipschitz.network import Affine, Array, Layer, Network
+
+_CONTAINERS = ("container", "transformer")  # modules of torch.nn whose name would hide the operator's
+_EXACT = ("alias", "clone", "detach", "expand", "lift_fresh_copy", "permute", "reshape", "t", "transpose", "view")
+
+
+@dataclass(frozen=True, eq=False)
+class Extraction:
+    """A network and what its units compute, so that it can be run.
+
+    Args:
+        network: the answer.
+        units: one a layer.
+        resolution: relative rounding of the coarsest arithmetic that the model itself uses in making its weights; zero
+            when they were only read.
+    """
+
+    network: Network
+    units: tuple[Units, ...]
+    resolution: float
+
+    def __call__(self, inputs: Array) -> Array:
+        """The network's outputs, shape (batch, outputs), for inputs of shape (batch, input_size)."""
+        sources = [inputs]
+        for layer, units in zip(self.network.layers, self.units, strict=True):
+            sources.append(units(_evaluate(layer.affine, sources)))
+        return _evaluate(self.network.output, sources)
+
+
+def _evaluate(affine: Affine, sources: list[Array]) -> Array:
+    total = np.broadcast_to(affine.bias, (len(sources[0]), affine.size))
+    for term in affine.terms:
+        total = total + sources[term.source] @ term.matrix.T
+    return total
+
+
+def interpret(graph: Graph, weights: Mapping[str, torch.Tensor], model: str) -> Extraction:
+    """The network of the graph with these weights.
+
+    Args:
+        graph: from ``trace``.
+        weights: every tensor that the graph names.
+        model: its name, for messages.
+
+    Raises:
+        UnsupportedModuleError: an operator without a rule.
+        ExtractionError: samples of a batch act on each other, or the result is random.
+        NonFiniteError: a parameter or a constant holds NaN or infinity.
+    """
+    walk = _Walk(graph, weights, model)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        output = walk.run()
+        affine = walk.outputs(output)
+    return _assemble(affine, walk.layers, int(np.prod(graph.shape)), walk.resolution)
+
+
+class _Walk:
+    def __init__(self, graph: Graph, weights: Mapping[str, torch.Tensor], model: str) -> None:
+        self.graph, self.weights, self.model = graph, weights, model
+        self.values: dict[torch.fx.Node, Any] = {}
+        self.names: dict[int, str] = {}
+        self.layers: list[Activated] = []
+        self.resolution = 0.0
+
+    def run(self) -> Any:
+        """The value of the output node."""
+        for node in self.graph.nodes:
+            if node.op == "output":
+                return self.values[node.args[0]]  # type: ignore[index]
+            self.values[node] = self.placeholder(node) if node.op == "placeholder" else self.call(node)
+        raise ExtractionError(self.model, "its graph has no output.", "")
+
+    def placeholder(self, node: torch.fx.Node) -> Any:
+        if node.name == self.graph.inputs:
+            source = Expression.source(0, int(np.prod(self.graph.shape)))
+            return Traced.of_shape(source, self.graph.batch, self.graph.shape)
+        name = self.graph.tensors.get(node.name, node.name)
+        tensor = self.graph.constants.get(node.name)
+        tensor = (self.weights[name] if name in self.weights else tensor).detach().cpu()  # type: ignore[union-attr]
+        self.names[id(tensor)] = f"`{clean(name)}`"
+        if isinstance(self.weights.get(name), torch.nn.Parameter):
+            require_finite(tensor, self.names[id(tensor)])
+        return tensor
+
+    def call(self, node: torch.fx.Node) -> Any:
+        args, kwargs = tree_map(self.resolve, (node.args, node.kwargs))
+        operator, context = operator_name(node.target), self.context(node)
+        traced = tree_any(lambda value: isinstance(value, Traced), (args, kwargs))
+        rule = find_rule(operator) if traced else None
+        if rule is None and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise context.refused(
+                f"`{operator}` draws random numbers.", "The model must be deterministic in evaluation mode."
+            )
+        if rule is None and traced:
+            raise context.unsupported(*refusal(operator))
+        try:
+            result = rule(context, *args, **kwargs) if rule else self.fold(node, args, kwargs)
+        except SampleMixing:
+            reason = f"`{context.operator}` lets the samples of a batch act on each other, or depends on their number."
+            raise context.refused(reason, "The model must treat every sample on its own.") from None
+        return result
+
+    def resolve(self, value: Any) -> Any:
+        if isinstance(value, torch.fx.Node):
+            return self.values[value]
+        return torch.device("cpu") if isinstance(value, torch.device) else value
+
+    def fold(self, node: torch.fx.Node, args: Any, kwargs: Any) -> Any:
+        assert callable(node.target)
+        result = node.target(*args, **kwargs)
+        if isinstance(result, torch.Tensor) and result.is_floating_point():
+            self.names[id(result)] = f"the weight computed in `{_path(node)}`"
+            if operator_name(node.target) not in _EXACT:
+                self.resolution = max(self.resolution, torch.finfo(result.dtype).eps)
+        return result
+
+    def context(self, node: torch.fx.Node) -> Context:
+        operator, line = _operator(node), _line(node)
+        value = node.meta.get("val")
+        dtype = value.dtype if isinstance(value, torch.Tensor) else None
+        return Context(self.model, _path(node), operator, line, self.graph.batch, self.layers, self.names, dtype)
+
+    def outputs(self, value: Any) -> Expression:
+        """One sample's output; the first dimension must count the samples."""
+        if isinstance(value, torch.Tensor):
+            value = Traced.of_shape(Expression({}, np.zeros(value[0].numel())), self.graph.batch, value.shape[1:])
+        if value.index.ndim and len(value.index) == self.graph.batch:
+            code = value.index.reshape(self.graph.batch, -1)
+            sample, entry = code // value.expression.size, code % value.expression.size
+            if (
+                torch.equal(sample, torch.arange(self.graph.batch)[:, None].expand_as(sample))
+                and not (entry != entry[0]).any()
+            ):
+                return value.expression.select(entry[0].numpy())  # type: ignore[no-any-return]
+        raise ExtractionError(
+            self.model, "the first dimension of its output is not the batch.", "Return one row a sample."
+        )
+
+
+def _assemble(output: Expression, layers: list[Activated], input_size: int, resolution: float) -> Extraction:
+    """Drop the layers that no one reads and number the others."""
+    needed: set[int] = set(output.terms)
+    for k in range(len(layers), 0, -1):
+        if k in needed:
+            needed |= set(layers[k - 1].before.terms)
+    kept = sorted(needed - {0})
+    number = {0: 0} | {k: new for new, k in enumerate(kept, start=1)}
+    met = [layers[k - 1] for k in kept]
+    network = Network(
+        input_size,
+        tuple(
+            Layer(m.before.to_affine(input_size, number, m.name), m.units.alpha, m.units.beta, name=m.name) for m in met
+        ),
+        output.to_affine(input_size, number, "the output"),
+    )
+    return Extraction(network, tuple(m.units for m in met), resolution)
+
+
+def _stack(node: torch.fx.Node) -> list[tuple[str, Any]]:
+    return list((node.meta.get("nn_module_stack") or {}).values())
+
+
+def _path(node: torch.fx.Node) -> str:
+    stack = _stack(node)
+    return clean(stack[-1][0]) if stack else ""
+
+
+def _operator(node: torch.fx.Node) -> str:
+    """The class of a ready-made module of torch.nn, else the operator."""
+    stack = _stack(node)
+    kind = str(stack[-1][1]).strip("<class '>") if stack else ""
+    parts = kind.split(".")
+    if parts[:3] == ["torch", "nn", "modules"] and parts[3] not in _CONTAINERS:
+        return parts[-1]
+    return operator_name(node.target)
+
+
+def _line(node: torch.fx.Node) -> str:
+    """Where the user wrote it, from the stack that torch.export recorded."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+    for place, code in reversed(list(zip(lines, lines[1:], strict=False))):
+        if place.startswith('File "') and "/torch/" not in place:
+            return f"({place.removeprefix('File ').rpartition(', in')[0].replace(', line ', ':')}: `{code}`)"
+    return ""
+
+
+__all__ = ["Callable", "Extraction", "interpret"]

@@ -1,0 +1,70 @@
+"""Activations that PyTorch (or a user) writes with several operators, put back together.
+
+``F.softsign(x)`` reaches the graph as ``x / (|x| + 1)``, a quotient of two values that depend on the input; taken apart
+like this it would have to be refused.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+Template = tuple[Any, ...]  # (operator, *arguments); "x" stands for a tensor, other strings for numbers
+
+_SHRINK = ("abs", "x"), ("mul", ("sign", "x"), "lambd")
+_TEMPLATES: list[tuple[Callable[..., Any], Template]] = [
+    (F.softsign, ("div", "x", ("add", ("abs", "x"), 1))),
+    (F.softsign, ("div", "x", ("add", 1, ("abs", "x")))),
+    (F.tanhshrink, ("sub", "x", ("tanh", "x"))),
+    (F.softshrink, ("where", ("gt", _SHRINK[0], "lambd"), ("sub", "x", _SHRINK[1]), ("mul", "x", 0))),
+    (F.silu, ("mul", "x", ("sigmoid", "x"))),
+    (F.silu, ("mul", ("sigmoid", "x"), "x")),
+    (F.mish, ("mul", "x", ("tanh", ("softplus", "x")))),
+    (F.mish, ("mul", ("tanh", ("softplus", "x")), "x")),
+]
+_CHECKS = (
+    "_assert_tensor_metadata",
+    "_assert_scalar",
+    "_assert_async",
+    "sym_constrain_range",
+    "sym_constrain_range_for_size",
+)
+
+
+def operator_name(target: Any) -> str:
+    """``aten::relu.default`` -> ``relu``; a Python function's own name."""
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.partition("::")[2]
+    return str(getattr(target, "__name__", target))
+
+
+def fuse(graph: torch.fx.Graph) -> None:
+    """Rewrite the graph in place, and drop run-time checks and whatever no one reads."""
+    for node in reversed(list(graph.nodes)):
+        if operator_name(node.target) in _CHECKS:
+            graph.erase_node(node)
+    for node in graph.nodes:
+        for function, template in _TEMPLATES:
+            bound: dict[str, Any] = {}
+            if _matches(template, node, bound):
+                node.target = function
+                node.args = (bound.pop("x"), *bound.values())
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+
+
+def _matches(template: Any, value: Any, bound: dict[str, Any]) -> bool:
+    if isinstance(template, str):
+        if isinstance(value, torch.fx.Node) != (template == "x"):
+            return False
+        return bool(operator.eq(bound.setdefault(template, value), value))
+    if not isinstance(template, tuple):
+        return not isinstance(value, torch.fx.Node) and bool(value == template)
+    if not isinstance(value, torch.fx.Node) or value.op != "call_function" or value.kwargs:
+        return False
+    if operator_name(value.target) != template[0] or len(value.args) != len(template) - 1:
+        return False
+    return all(_matches(each, argument, bound) for each, argument in zip(template[1:], value.args, strict=True))

@@ -1,0 +1,142 @@
+"""The registry: which ATen operator is carried out by which rule.
+
+A rule is a function of the operator's own arguments, after a ``Context``. Tensors that depend on the model's input arrive
+as ``Traced``, all others as plain CPU tensors or numbers. To support one more operator, write one such function:
+
+    @rule("neg")
+    def neg(context: Context, x: Traced) -> Traced:
+        return ...
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from lightning_lipschitz.errors import ExtractionError, NonFiniteError, UnsupportedModuleError
+from lightning_lipschitz.extraction.expression import Expression
+from lightning_lipschitz.network import Array
+
+Rule = Callable[..., Any]
+_RULES: dict[str, Rule] = {}
+
+
+def rule(*operators: str) -> Callable[[Rule], Rule]:
+    """Register a function for these ATen operators, named as in ``aten::name``, whatever their overload."""
+
+    def register(function: Rule) -> Rule:
+        for operator in operators:
+            if operator in _RULES:
+                raise RuntimeError(f"two rules for {operator}")
+            _RULES[operator] = function
+        return function
+
+    return register
+
+
+def find_rule(operator: str) -> Rule | None:
+    """The rule for an operator, if there is one."""
+    return _RULES.get(operator)
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What a layer's units do: an elementwise ``function(y, *parameters)`` with slopes in [alpha, beta].
+
+    Args:
+        alpha: lower slopes, one a unit.
+        beta: upper slopes, one a unit.
+        function: on a float64 tensor whose last dimension counts the units. It only serves to run the network.
+        parameters: arrays with one entry a unit, handed to ``function``.
+    """
+
+    alpha: Array
+    beta: Array
+    function: Callable[..., torch.Tensor]
+    parameters: tuple[Array, ...] = ()
+
+    def __call__(self, y: Array) -> Array:
+        """The outputs for pre-activations of shape (batch, units)."""
+        parameters = [torch.from_numpy(each) for each in self.parameters]
+        return self.function(torch.from_numpy(y), *parameters).numpy()
+
+    def take(self, chosen: np.ndarray[Any, np.dtype[np.bool_]]) -> Units:
+        """These units only."""
+        parameters = tuple(each[chosen] for each in self.parameters)
+        return Units(self.alpha[chosen], self.beta[chosen], self.function, parameters)
+
+
+@dataclass(frozen=True, eq=False)
+class Activated:
+    """A layer as it is met while the graph is walked."""
+
+    before: Expression
+    units: Units
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """Where in the model a rule is being applied, and the layers found so far.
+
+    Args:
+        model: name of the model, for messages.
+        path: dotted name of the innermost submodule, "" for the model itself.
+        operator: what stands there, as the user would call it.
+        line: the user's own line of code, if it is known.
+        batch: number of samples in every traced tensor.
+        layers: grows as activations are met.
+        names: of the tensors that are not traced, by ``id``.
+        dtype: of the result, as the model computes it.
+    """
+
+    model: str
+    path: str
+    operator: str
+    line: str
+    batch: int
+    layers: list[Activated]
+    names: Mapping[int, str] = field(default_factory=dict)
+    dtype: torch.dtype | None = None
+
+    @property
+    def layer_name(self) -> str:
+        """The path when it is the activation's own, else the path and the operator."""
+        if self.operator[:1].isupper() and self.path:
+            return self.path
+        return ".".join(part for part in (self.path, self.operator) if part)
+
+    def unsupported(self, verdict: Literal["never", "not yet", "replace"], advice: str) -> UnsupportedModuleError:
+        """The error to raise for what stands here."""
+        return UnsupportedModuleError(self.path, self.operator, verdict, f"{advice} {self.line}".strip())
+
+    def refused(self, reason: str, advice: str) -> ExtractionError:
+        """The error to raise when it is not the operator that is at fault."""
+        where = f"`{self.path}`" if self.path else self.model
+        return ExtractionError(where, f"{reason} {self.line}".strip(), advice)
+
+    def constant(self, value: torch.Tensor | float) -> torch.Tensor:
+        """A known tensor or number in float64 on the CPU (every narrower float fits exactly).
+
+        Raises:
+            NonFiniteError: with the parameter's name.
+        """
+        tensor = torch.as_tensor(value)
+        if tensor.is_complex():
+            raise self.unsupported("not yet", "Complex numbers have no rule.")
+        require_finite(tensor, self.names.get(id(value), f"a constant in `{self.path}`"))
+        return tensor.to("cpu", torch.float64)
+
+
+def require_finite(tensor: torch.Tensor, name: str) -> None:
+    """Raise ``NonFiniteError`` with this name for NaN or infinite entries."""
+    # A finite sum proves every entry finite, at a fraction of the cost of looking at each.
+    if not math.isfinite(tensor.sum(dtype=torch.float64).item()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise NonFiniteError(name, bad, tensor.numel())

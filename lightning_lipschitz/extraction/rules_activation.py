@@ -1,0 +1,112 @@
+"""Rules for elementwise activations. Their slopes are in the table of ``slopes``; here they become layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from lightning_lipschitz.extraction.expression import Expression, concatenate
+from lightning_lipschitz.extraction.registry import Activated, Context, Units, rule
+from lightning_lipschitz.extraction.slopes import NotLipschitzError, Slopes, activations
+from lightning_lipschitz.extraction.traced import Layout, Traced, aligned
+from lightning_lipschitz.network import Array
+
+_FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {  # of the table's entries that are no ATen operator
+    "softsign": F.softsign,
+    "tanhshrink": F.tanhshrink,
+}
+
+
+def activate(context: Context, layout: Layout, before: Expression, units: Units) -> Traced:
+    """A new layer. Units with alpha == beta are affine and become part of the expression instead."""
+    affine = units.alpha == units.beta
+    if not before.terms:  # nothing here depends on the input
+        return layout.place(Expression({}, units(before.bias[None])[0]))
+    if affine.all():
+        return layout.place(_affine_units(before, units))
+    after = Expression.source(len(context.layers) + 1, int((~affine).sum()))
+    context.layers.append(Activated(before.select(np.flatnonzero(~affine)), units.take(~affine), context.layer_name))
+    if affine.any():
+        folded = _affine_units(before.select(np.flatnonzero(affine)), units.take(affine))
+        order = np.argsort(np.concatenate([np.flatnonzero(~affine), np.flatnonzero(affine)]))
+        after = concatenate([after, folded]).select(order)
+    return layout.place(after)
+
+
+def _affine_units(before: Expression, units: Units) -> Expression:
+    return before.scale(units.alpha).shift(units(np.zeros((1, before.size)))[0])
+
+
+def _uniform(layout: Layout, slopes: Slopes, function: Callable[..., torch.Tensor]) -> Units:
+    shape = layout.entries.size
+    return Units(np.full(shape, slopes[0]), np.full(shape, slopes[1]), function)
+
+
+def _register(operator: str, table: Callable[..., Slopes]) -> None:
+    function = _FUNCTIONS.get(operator) or getattr(torch.ops.aten, operator)
+
+    @rule(operator)
+    def elementwise(context: Context, x: Traced, *args: Any, **kwargs: Any) -> Traced:
+        try:
+            slopes = table(*args, **kwargs)
+        except NotLipschitzError as error:
+            raise context.unsupported("never", str(error)) from None
+        layout = x.layout()
+        units = _uniform(layout, slopes, lambda y: function(y, *args, **kwargs))
+        return activate(context, layout, layout.select(x.expression), units)
+
+
+for _operator, _table in activations().items():
+    _register(_operator, _table)
+
+
+@rule("prelu", "_prelu_kernel")
+def prelu(context: Context, x: Traced, weight: torch.Tensor) -> Traced:
+    """One slope for all or one a channel, channels in dimension 1."""
+    if isinstance(weight, Traced):
+        raise context.unsupported("never", "Its slope depends on the input.")
+    weight = context.constant(weight)
+    if weight.ndim == 1 and len(weight) > 1:
+        weight = weight.reshape(-1, *[1] * (x.index.ndim - 2))
+    layout, slope = aligned(x, weight)
+    units = Units(np.minimum(slope, 1.0), np.maximum(slope, 1.0), _leaky, (slope,))
+    return activate(context, layout, layout.select(x.expression), units)
+
+
+def _leaky(y: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    return torch.where(y > 0, y, slope * y)
+
+
+@rule("clamp", "clip")
+def clamp(context: Context, x: Traced, min: Any = None, max: Any = None) -> Traced:  # noqa: A002 - ATen's names
+    """The identity between two bounds, which may differ from unit to unit."""
+    if isinstance(min, Traced) or isinstance(max, Traced):
+        raise context.unsupported("not yet", "Clamping between values that depend on the input has no rule.")
+    low, high = _bound(-np.inf if min is None else min), _bound(np.inf if max is None else max)
+    layout, lower = aligned(x, torch.broadcast_tensors(low, high)[0])
+    upper = layout.per_sample(torch.broadcast_tensors(low, high)[1].expand(layout.shape))
+    units = Units(np.zeros_like(lower), (lower < upper).astype(np.float64), torch.clamp, (lower, upper))
+    return activate(context, layout, layout.select(x.expression), units)
+
+
+def _bound(value: torch.Tensor | float) -> torch.Tensor:
+    return torch.as_tensor(value, dtype=torch.float64, device="cpu")
+
+
+@rule("clamp_min")
+def clamp_min(context: Context, x: Traced, min: Any) -> Traced:  # noqa: A002
+    """``max(x, min)``."""
+    return clamp(context, x, min=min)
+
+
+@rule("clamp_max")
+def clamp_max(context: Context, x: Traced, max: Any) -> Traced:  # noqa: A002
+    """``min(x, max)``."""
+    return clamp(context, x, max=max)
+
+
+__all__ = ["Array", "activate"]

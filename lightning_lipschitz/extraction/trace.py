@@ -1,0 +1,216 @@
+"""nn.Module -> a graph of ATen operators, without a trace of the tracing left on the module.
+
+``torch.export`` (non-strict) runs the module's own Python on fake tensors. Its graph is functional, refers to parameters and
+buffers by name, and keeps the number of samples symbolic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from lightning_lipschitz.errors import ArgumentError, ExtractionError
+from lightning_lipschitz.extraction.patterns import fuse
+
+_NOISY = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export")
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """What one tracing leaves.
+
+    Args:
+        nodes: in order of execution; the last one is the output.
+        inputs: name of the placeholder of the model's input.
+        tensors: placeholder -> dotted name of the parameter, buffer or tensor attribute.
+        constants: tensors that exist only in the graph, by placeholder.
+        batch: the number of samples to walk the graph with; 2 wherever the graph holds for any number.
+        shape: of the input, without the batch.
+    """
+
+    nodes: tuple[torch.fx.Node, ...]
+    inputs: str
+    tensors: Mapping[str, str]
+    constants: Mapping[str, torch.Tensor]
+    batch: int
+    shape: tuple[int, ...]
+
+
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The module that ``torch.compile`` wrapped."""
+    while isinstance(inner := getattr(model, "_orig_mod", None), torch.nn.Module):
+        model = inner
+    return model
+
+
+def clean(path: str) -> str:
+    """A dotted name without what ``torch.compile`` inserts."""
+    return ".".join(part for part in path.split(".") if part != "_orig_mod")
+
+
+@contextlib.contextmanager
+def undisturbed(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients, no autocast, no compilation and no logging, all of it put back at the end.
+
+    Flags are set one module at a time: ``eval()`` and ``train()`` would overwrite a user's frozen submodules.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        for device in {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        for module in model.modules():
+            stack.enter_context(_silent(module))
+        try:
+            for module, _ in flags:
+                object.__setattr__(module, "training", False)
+            yield
+        finally:
+            for module, training in flags:
+                object.__setattr__(module, "training", training)
+
+
+@contextlib.contextmanager
+def _silent(module: torch.nn.Module) -> Iterator[None]:
+    """A LightningModule (of either package) whose ``self.log`` does nothing."""
+    names = ("log", "log_dict") if any(base.__name__ == "LightningModule" for base in type(module).__mro__) else ()
+    own = {name: module.__dict__[name] for name in names if name in module.__dict__}
+    module.__dict__.update(dict.fromkeys(names, _nothing))
+    try:
+        yield
+    finally:
+        for name in names:
+            del module.__dict__[name]
+        module.__dict__.update(own)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def example(model: torch.nn.Module, given: Any) -> torch.Tensor:
+    """What to trace with: zeros of the given shape, at least two samples, on the model's device and in its dtype.
+
+    Raises:
+        ArgumentError: not one floating-point tensor with a batch dimension.
+        ExtractionError: several inputs.
+    """
+    if isinstance(given, (tuple, list, Mapping)) and not isinstance(given, torch.Tensor):
+        raise ExtractionError(
+            type(model).__name__,
+            f"it was given {len(given)} inputs as a {type(given).__name__}, and several inputs are not supported yet.",
+            "Wrap it in a module that takes one tensor and holds the others fixed.",
+        )
+    accepted = "a floating-point tensor whose first dimension is the batch"
+    if not isinstance(given, torch.Tensor):
+        raise ArgumentError("example_input", type(given).__name__, accepted)
+    if not given.is_floating_point():
+        raise ArgumentError(
+            "example_input", f"{given.dtype}", f"{accepted} (after an embedding, certify what follows it)"
+        )
+    if given.ndim < 2 or given.numel() == 0:
+        raise ArgumentError("example_input", f"shape {tuple(given.shape)}", accepted)
+    like = next((p for p in model.parameters() if p.is_floating_point()), given)
+    return torch.zeros(max(2, len(given)), *given.shape[1:], dtype=like.dtype, device=like.device)
+
+
+def trace(model: torch.nn.Module, given: Any) -> Graph:
+    """Trace once.
+
+    Raises:
+        ExtractionError: it cannot be traced; the sentence says where and what to do.
+        ArgumentError: the example input.
+    """
+    _refuse_untraceable(model)
+    x = example(model, given)
+    with undisturbed(model), torch.inference_mode(False), _quiet_export():
+        try:
+            exported = torch.export.export(model, (x,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
+            exported = exported.run_decompositions({})
+        except Exception as error:
+            raise _explained(model, error) from error
+        return _graph(model, exported, x)
+
+
+def _refuse_untraceable(model: torch.nn.Module) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"`{path}`" if path else type(model).__name__
+            raise ExtractionError(where, "it is a TorchScript module.", "Give the nn.Module it was made from.")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if torch.nn.parameter.is_lazy(tensor) or tensor.is_meta:
+            raise ExtractionError(f"`{name}`", "it has no values yet.", "Run the model once, or load its weights.")
+
+
+@contextlib.contextmanager
+def _quiet_export() -> Iterator[None]:
+    """torch.export prints the graph it fails on; the error that is raised says it better."""
+    loggers = [logging.getLogger(name) for name in _NOISY]
+    levels = [logger.level for logger in loggers]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _explained(model: torch.nn.Module, error: Exception) -> ExtractionError:
+    """The user's line, what went wrong there, and what to do."""
+    name, message = type(error).__name__, str(error).strip()
+    if "data-dependent" in message or "DataDependent" in name:
+        reason = "its control flow or a Python number depends on the values of the input"
+        advice = "Compute with tensors only: a branch on values has no single graph."
+    else:
+        reason = f"torch.export stopped with {name}: {message.splitlines()[0] if message else 'no message'}"
+        advice = (
+            "The forward must take one batched tensor and return one; certify a submodule if only a part of it does."
+        )
+    return ExtractionError(type(model).__name__, f"{reason}{_where(error)}.", advice)
+
+
+def _where(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [f for f in frames if "/torch/" not in f.filename and "lightning_lipschitz" not in f.filename]
+    return f" (at {users[-1].filename}:{users[-1].lineno}: `{users[-1].line}`)" if users else ""
+
+
+def _graph(model: torch.nn.Module, exported: ExportedProgram, x: torch.Tensor) -> Graph:
+    name = type(model).__name__
+    signature = exported.graph_signature
+    placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
+    specs = dict(zip(placeholders, signature.input_specs, strict=True))
+    users = [node for node, spec in specs.items() if spec.kind is InputKind.USER_INPUT]
+    outputs = [spec for spec in signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
+    if len(users) != 1 or len(outputs) != 1 or not exported.call_spec.out_spec.is_leaf():
+        raise ExtractionError(
+            name,
+            f"it returns {len(outputs)} values in a {exported.call_spec.out_spec.type}, and several outputs are not supported yet.",
+            "Wrap it in a module whose forward returns the one tensor whose Lipschitz constant you want.",
+        )
+    node, position = exported.graph.output_node(), signature.output_specs.index(outputs[0])
+    node.args = (node.args[0][position],)
+    fuse(exported.graph)
+    tensors = {
+        n.name: spec.target for n, spec in specs.items() if spec.kind is not InputKind.USER_INPUT and spec.target
+    }
+    constants = {n: exported.constants[target] for n, target in tensors.items() if target in exported.constants}
+    size = users[0].meta["val"].shape[0]
+    batch = size if isinstance(size, int) else 2
+    return Graph(tuple(exported.graph.nodes), users[0].name, tensors, constants, batch, tuple(x.shape[1:]))
