@@ -1,7 +1,8 @@
 """The only place that chooses between ``lightning.pytorch`` and ``pytorch_lightning``.
 
-The two packages hold different classes with the same names. The callbacks here work in the Trainer of either (it asks for
-methods, not types); what must not happen is that two modules of this package choose differently.
+The two packages hold different classes with the same names. A callback works in the Trainer of either (the Trainer asks
+for methods, not for types); ``isinstance`` and the command line, which asks for subclasses, need the one that the user
+imported. So: the package that is loaded already, ``pytorch_lightning`` where that does not decide.
 """
 
 from __future__ import annotations
@@ -11,22 +12,32 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
-elif "pytorch_lightning" not in sys.modules and "lightning.pytorch" in sys.modules:
-    import lightning.pytorch as pl
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+    from lightning_utilities.core.rank_zero import rank_zero_warn
+    from pytorch_lightning.utilities.seed import isolate_rng
 else:
-    try:
-        import pytorch_lightning as pl
-    except ImportError:
+    if "pytorch_lightning" not in sys.modules and "lightning.pytorch" in sys.modules:
         import lightning.pytorch as pl
+    else:
+        try:
+            import pytorch_lightning as pl
+        except ImportError:
+            import lightning.pytorch as pl
+    # Attributes of `pl.utilities`, so that the choice is written once.
+    MisconfigurationException = pl.utilities.exceptions.MisconfigurationException
+    rank_zero_warn = pl.utilities.rank_zero.rank_zero_warn
+    isolate_rng = pl.utilities.seed.isolate_rng
 
 Callback = pl.Callback
 LightningModule = pl.LightningModule
 Trainer = pl.Trainer
-if TYPE_CHECKING:
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
-else:
-    MisconfigurationException = __import__(
-        f"{pl.__name__}.utilities.exceptions", fromlist=["MisconfigurationException"]
-    ).MisconfigurationException
 
-__all__ = ["Callback", "LightningModule", "MisconfigurationException", "Trainer", "pl"]
+__all__ = [
+    "Callback",
+    "LightningModule",
+    "MisconfigurationException",
+    "Trainer",
+    "isolate_rng",
+    "pl",
+    "rank_zero_warn",
+]

@@ -1,0 +1,42 @@
+"""Constructor arguments of the callbacks: what is wrong is said before a Trainer exists."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_lipschitz._lightning import MisconfigurationException
+
+
+def require(condition: bool, owner: str, name: str, value: Any, accepted: str) -> None:
+    """Raise unless ``condition``.
+
+    Raises:
+        MisconfigurationException: naming the argument, the accepted values and the value.
+    """
+    if not condition:
+        raise MisconfigurationException(f"`{owner}({name}={value!r})`: `{name}` must be {accepted}, got {value!r}.")
+
+
+def require_choice(owner: str, name: str, value: Any, choices: Sequence[str]) -> None:
+    accepted = ", ".join(repr(choice) for choice in choices)
+    require(isinstance(value, str) and value in choices, owner, name, value, f"one of {accepted}")
+
+
+def require_count(owner: str, name: str, value: Any) -> None:
+    require(type(value) is int and value >= 1, owner, name, value, "an int >= 1")
+
+
+def require_positive(owner: str, name: str, value: Any, optional: bool = False) -> None:
+    if not (optional and value is None):
+        accepted = "a finite number > 0" + (" or None" if optional else "")
+        require(_is_number(value) and 0 < value < math.inf, owner, name, value, accepted)
+
+
+def require_flag(owner: str, name: str, value: Any) -> None:
+    require(isinstance(value, bool), owner, name, value, "True or False")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and type(value) is not bool

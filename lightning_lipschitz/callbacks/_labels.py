@@ -1,0 +1,90 @@
+"""Names of what is logged, and when a name would say something that is not so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from lightning_lipschitz._lightning import MisconfigurationException, Trainer, rank_zero_warn
+
+KEYS = ("upper_bound", "lower_bound", "relative_gap", "seconds", "solver_ok")
+
+
+def check(mine: Any, trainer: Trainer) -> str:
+    """The prefix of the keys that ``mine`` logs; warns of whatever would make one of them, or a file, lie.
+
+    Raises:
+        MisconfigurationException: two instances on the same submodule.
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    prefix = choose_prefix(mine, [callback for callback in callbacks if isinstance(callback, type(mine))])
+    warn_of_stale_labels(prefix, mine.every_n_epochs, callbacks)
+    warn_of_late_averaging(mine, callbacks, trainer.max_epochs)
+    warn_of_raw_weights(callbacks)
+    return prefix
+
+
+def choose_prefix(mine: Any, siblings: list[Any]) -> str:
+    """``lipschitz`` for the instance on the whole model, or the first one; ``lipschitz/<module>`` for the others.
+
+    Args:
+        mine: one of ``siblings``.
+        siblings: every instance in the Trainer, in order.
+
+    Raises:
+        MisconfigurationException: two instances on the same submodule.
+    """
+    names = [callback.module for callback in siblings]
+    if names.count(mine.module) > 1:
+        raise MisconfigurationException(
+            f"{names.count(mine.module)} callbacks `LipschitzCallback(module={mine.module!r})` in one Trainer would log"
+            " under the same names. `module` must differ between them."
+        )
+    plain = "" if "" in names else names[0]
+    return "lipschitz" if mine.module == plain else f"lipschitz/{mine.module}"
+
+
+def warn_of_stale_labels(prefix: str, every_n_epochs: int, callbacks: Iterable[Any]) -> None:
+    """Between two measurements the last value stands, and whoever monitors it judges other weights by it."""
+    if every_n_epochs == 1:
+        return
+    monitored = {getattr(callback, "monitor", None): type(callback).__name__ for callback in callbacks}
+    for key in sorted({f"{prefix}/{name}" for name in KEYS} & monitored.keys()):
+        rank_zero_warn(
+            f"`{monitored[key]}(monitor={key!r})` reads a value that is renewed in the first epoch and then in every"
+            f" {every_n_epochs}th; in between it belongs to older weights. Use `ModelCheckpoint(every_n_epochs="
+            f"{every_n_epochs})`, choose the patience of `EarlyStopping` as so many times longer, or set"
+            " `LipschitzCallback(every_n_epochs=1)`."
+        )
+
+
+def warn_of_late_averaging(mine: Any, callbacks: list[Any], max_epochs: int | None) -> None:
+    """Weight averaging once an epoch, after us in the list: the file then holds an average we have not seen."""
+    for callback in callbacks[callbacks.index(mine) + 1 :]:
+        if _is_weight_averaging(callback) and _averages_at_epoch_end(callback, max_epochs):
+            name = type(callback).__name__
+            rank_zero_warn(
+                f"`{name}` updates its average at the end of an epoch and comes after `LipschitzCallback`, whose bound"
+                " then belongs to the average before the update. List it first:"
+                f" `Trainer(callbacks=[{name}(...), LipschitzCallback(...)])`."
+            )
+
+
+def warn_of_raw_weights(callbacks: Iterable[Any]) -> None:
+    """Files without callback state hold the live weights even under weight averaging; the bound is the average's."""
+    callbacks = list(callbacks)
+    if any(map(_is_weight_averaging, callbacks)) and any(getattr(c, "save_weights_only", False) for c in callbacks):
+        rank_zero_warn(
+            "`ModelCheckpoint(save_weights_only=True)` saves the live weights, not the averaged ones, which are what"
+            " `LipschitzCallback` certifies: these files carry no certificate. Use `save_weights_only=False`."
+        )
+
+
+def _is_weight_averaging(callback: Any) -> bool:
+    # by name: there is one such class in each of the two Lightning packages
+    return any(cls.__name__ == "WeightAveraging" for cls in type(callback).__mro__)
+
+
+def _averages_at_epoch_end(callback: Any, max_epochs: int | None) -> bool:
+    last = max_epochs - 1 if max_epochs is not None and max_epochs > 0 else 0
+    return any(callback.should_update(epoch_idx=epoch) for epoch in {0, last})

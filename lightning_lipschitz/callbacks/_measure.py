@@ -1,0 +1,164 @@
+"""One measurement: a certified upper bound and a sampled lower bound of a module as it is now. Knows no Trainer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from lightning_lipschitz import api
+from lightning_lipschitz.bounds.search import Method, Solver
+from lightning_lipschitz.certificate import Certificate, Status
+from lightning_lipschitz.network import Network
+
+_REACHED = (Status.SOLVED, Status.ALMOST_SOLVED)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Arguments of :func:`lightning_lipschitz.certify`, and whether to sample a lower bound."""
+
+    method: Method
+    solver: Solver
+    rtol: float
+    time_limit: float | None
+    lower_bound: bool
+
+
+@dataclass(frozen=True)
+class Record:
+    """One entry of ``callback.history``.
+
+    Attributes:
+        epoch: of the run, from 0.
+        global_step: optimizer steps taken.
+        upper_bound: certified; infinite where nothing can be, as with weights that are NaN.
+        lower_bound: sampled; None if switched off or not possible.
+        relative_gap: duality gap of the solver's answer, None where the method has none.
+        seconds: wall time of the whole measurement.
+        solver_ok: whether the method reached its goal; the bound is valid either way.
+        method: that gave the bound.
+    """
+
+    epoch: int
+    global_step: int
+    upper_bound: float
+    lower_bound: float | None
+    relative_gap: float | None
+    seconds: float
+    solver_ok: bool
+    method: str
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def metrics(self) -> dict[str, float]:
+        """What is logged, by the last part of its key."""
+        values = {
+            "upper_bound": self.upper_bound,
+            "lower_bound": self.lower_bound,
+            "relative_gap": self.relative_gap,
+            "seconds": self.seconds,
+            "solver_ok": float(self.solver_ok),
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A record, the certificate behind it (None where nothing could be certified) and what went wrong, if anything."""
+
+    record: Record
+    certificate: Certificate | None
+    trouble: str | None
+
+    @classmethod
+    def failed(cls, at: tuple[int, int], trouble: str) -> Measurement:
+        """Nothing is known, and that is infinity."""
+        return cls(Record(*at, math.inf, None, None, 0.0, False, "none"), None, trouble)
+
+    def without_state(self) -> Measurement:
+        """Without what only the next solve on this machine can use."""
+        return replace(self, certificate=self.certificate and replace(self.certificate, state=None))
+
+
+def measure(
+    read: Callable[[], Network],
+    sample: Callable[[], float | None],
+    settings: Settings,
+    warm_start: Certificate | None,
+    at: tuple[int, int],
+) -> Measurement:
+    """Read the weights, certify them and sample a lower bound.
+
+    Whatever fails costs tightness and never the run: a method that fails is replaced by the product of the norms, and
+    where that fails too, as with weights that are not finite, the bound is infinity.
+
+    Args:
+        read: gives the network as it is now.
+        sample: gives the lower bound.
+        settings: of the certification.
+        warm_start: the last certificate of the same network.
+        at: (epoch, global_step).
+    """
+    start = time.perf_counter()
+    certificate, trouble = _certify(read, settings, warm_start)
+    wanted = settings.lower_bound and certificate is not None
+    lower, lower_trouble = _sampled(sample) if wanted else (None, None)
+    record = Record(
+        *at,
+        upper_bound=math.inf if certificate is None else certificate.upper_bound,
+        lower_bound=lower,
+        relative_gap=None if certificate is None else certificate.relative_gap,
+        seconds=time.perf_counter() - start,
+        solver_ok=trouble is None,
+        method="none" if certificate is None else certificate.method,
+    )
+    return Measurement(record, certificate and certificate.at(*at), trouble or lower_trouble)
+
+
+def _certify(
+    read: Callable[[], Network], settings: Settings, warm_start: Certificate | None
+) -> tuple[Certificate | None, str | None]:
+    try:
+        network = read()
+    except Exception as error:
+        return None, _told(error)
+    certificate, trouble = _attempt(network, settings.method, settings, warm_start)
+    if certificate is None:
+        certificate, _ = _attempt(network, "norm-product", settings, None)
+    return certificate, trouble
+
+
+def _attempt(
+    network: Network, method: Method, settings: Settings, warm_start: Certificate | None
+) -> tuple[Certificate | None, str | None]:
+    """A certified bound or None, and the reason why the method did not reach its goal, if it did not."""
+    try:
+        certificate = api.certify(
+            network,
+            method=method,
+            solver=settings.solver,
+            rtol=settings.rtol,
+            time_limit=settings.time_limit,
+            warm_start=warm_start,
+            throw=False,
+        )
+    except Exception as error:  # a training run is worth more than a bound
+        return None, _told(error)
+    if not (certificate.certified and math.isfinite(certificate.upper_bound)):
+        return None, certificate.status.value
+    return certificate, None if certificate.status in _REACHED else certificate.status.value
+
+
+def _sampled(sample: Callable[[], float | None]) -> tuple[float | None, str | None]:
+    try:
+        return sample(), None
+    except Exception as error:
+        return None, f"no lower bound was sampled: {_told(error)}"
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

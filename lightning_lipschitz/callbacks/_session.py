@@ -1,0 +1,136 @@
+"""One fit of a callback that certifies: what is looked at, who computes, and for which weights it was done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, Trainer, isolate_rng
+from lightning_lipschitz.callbacks._measure import Measurement, Settings, measure
+from lightning_lipschitz.callbacks._ranks import Failure, Ranks
+from lightning_lipschitz.callbacks._target import averaged_model, deployed
+from lightning_lipschitz.callbacks._watch import Watched
+from lightning_lipschitz.certificate import Certificate
+
+T = TypeVar("T")
+
+
+class Session:
+    """Made in ``setup("fit")`` by every rank; every method has to be called by every rank.
+
+    Args:
+        trainer: of the fit.
+        name: the callback's ``module``.
+        settings: of every measurement.
+    """
+
+    def __init__(self, trainer: Trainer, name: str, settings: Settings) -> None:
+        self._name = name
+        self._settings = settings
+        self._ranks = Ranks(trainer)
+        self._watched: Watched | None = None
+        self._traced = False
+        self._batches = 0
+        self._measured: tuple[int, ...] | None = None
+        self._warm_start: Certificate | None = None
+
+    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the submodule; trace it if its input is known, else wait for the first call.
+
+        Raises:
+            MisconfigurationException: there is no such submodule.
+            LipschitzError: it cannot be certified.
+        """
+        self._watched = Watched(pl_module, self._name)
+        self.trace(trainer, pl_module)
+        if not self._traced:
+            self._watched.listen(pl_module)
+
+    def trace(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Trace, if that is not done and an example input has been seen. Raises as :meth:`start`."""
+        watched = self._watched
+        if self._traced or watched is None:
+            return
+        outcome = self._once(lambda: watched.trace(deployed(trainer, pl_module)))
+        if isinstance(outcome, Failure):
+            outcome.reraise()
+        self._traced = outcome is True
+
+    def listen(self, pl_module: LightningModule) -> None:
+        """Take new inputs for the next lower bound."""
+        if self._watched is not None and self._settings.lower_bound:
+            self._watched.listen(pl_module)
+
+    def hear(self, trainer: Trainer, pl_module: LightningModule, batch: object) -> None:
+        """A training batch has been processed."""
+        self._batches += 1
+        if self._watched is not None:
+            self._watched.hear(batch)
+        self.trace(trainer, pl_module)
+
+    def is_new(self, trainer: Trainer) -> bool:
+        """Whether there are trained weights that were not measured yet.
+
+        Raises:
+            MisconfigurationException: the submodule was never called.
+        """
+        if self._batches == 0 or self._weights(trainer) == self._measured:
+            return False
+        if not self._traced:
+            raise MisconfigurationException(
+                f"`LipschitzCallback(module={self._name!r})`: the submodule was not called in {self._batches} batches,"
+                " so its input is not known. Name one that is called; for a part of a compiled module, the whole of it."
+            )
+        return True
+
+    def _weights(self, trainer: Trainer) -> tuple[int, ...]:
+        """Changes whenever the weights may have: steps taken, batches seen (running statistics), averages made."""
+        average = averaged_model(trainer)
+        return trainer.global_step, self._batches, -1 if average is None else int(average.n_averaged)
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule, last: Certificate | None) -> Measurement:
+        """The bounds of the weights as they are now, starting from the last certificate. Never raises."""
+        outcome = self._once(lambda: self._measure_here(trainer, pl_module, last))
+        self._measured = self._weights(trainer)
+        if isinstance(outcome, Failure):
+            return Measurement.failed((trainer.current_epoch, trainer.global_step), outcome.sentence)
+        return outcome
+
+    def _measure_here(self, trainer: Trainer, pl_module: LightningModule, last: Certificate | None) -> Measurement:
+        watched, root = self._watched, deployed(trainer, pl_module)
+        if watched is None:
+            raise RuntimeError("measured before it was started")
+        result = measure(
+            lambda: watched.network(root),
+            lambda: watched.lower_bound(root),
+            self._settings,
+            warm_start=self._warm_start or last,
+            at=(trainer.current_epoch, trainer.global_step),
+        )
+        # The solver's state stays on rank 0: it is as large as the problem, and no part of the proof.
+        self._warm_start = result.certificate
+        return result.without_state()
+
+    def is_of(self, certificate: Certificate, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Whether the certificate speaks about the weights as they are now."""
+        watched = self._watched
+        if watched is None:
+            return True
+        digest = self._once(lambda: watched.network(deployed(trainer, pl_module)).digest)
+        return digest == certificate.network_digest
+
+    def _once(self, work: Callable[[], T]) -> T | Failure:
+        """On rank 0, and with the global random streams as they were before."""
+        with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+            return self._ranks.once(work)
+
+    def stop_listening(self) -> None:
+        if self._watched is not None:
+            self._watched.inputs.disarm()
+
+    def close(self) -> None:
+        """After a fit that went well."""
+        self.stop_listening()
+        self._ranks.close()

@@ -1,0 +1,88 @@
+"""The certified submodule during one fit: found, listened to for an example input, traced once, read every time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_lipschitz._lightning import LightningModule, MisconfigurationException
+from lightning_lipschitz.bounds.lower import steepest_pair
+from lightning_lipschitz.callbacks._inputs import InputCapture
+from lightning_lipschitz.callbacks._target import find_target, uncompiled
+from lightning_lipschitz.extraction import Extractor
+from lightning_lipschitz.network import Network
+
+_ASCENT_STEPS, _PAIRS = 50, 64
+
+
+class Watched:
+    """A submodule by name, in the live model or in a copy of it that holds averaged weights.
+
+    Args:
+        model: the live model.
+        name: as for :func:`~lightning_lipschitz.callbacks._target.find_target`.
+
+    Raises:
+        MisconfigurationException: ``model`` has no such submodule.
+    """
+
+    def __init__(self, model: LightningModule, name: str) -> None:
+        self.name = name
+        self.inputs = InputCapture()
+        self._extractor: Extractor | None = None
+        self._traced: nn.Module | None = None
+        target = find_target(model, name)
+        self._is_whole_model = target is model
+        example = getattr(model, "example_input_array", None) if self._is_whole_model else None
+        if example is not None:
+            self.inputs.take_example(example, model)
+
+    def listen(self, model: LightningModule) -> None:
+        """Take the arguments of the next forward as example input."""
+        self.inputs.arm(find_target(model, self.name))
+
+    def hear(self, batch: Any) -> None:
+        """A training batch went by. If the whole model is meant and was not called, its input is in the batch.
+
+        Raises:
+            MisconfigurationException: no example input can be had.
+        """
+        if not (self._is_whole_model and self.inputs.armed) or self.inputs.take_from_batch(batch):
+            return
+        if self.inputs.arguments is None:
+            raise MisconfigurationException(
+                "`LipschitzCallback` needs an example input of the model: `forward` was not called in the first batch,"
+                f" and the batch, of type `{type(batch).__name__}`, does not start with a tensor. Set"
+                " `example_input_array` in the LightningModule, or name a submodule: `LipschitzCallback(module=...)`."
+            )
+
+    def trace(self, root: nn.Module) -> bool:
+        """Trace the submodule inside ``root``; False if no example input was seen yet.
+
+        Raises:
+            LipschitzError: it cannot be certified, as it is or at all.
+        """
+        if self.inputs.arguments is not None:
+            self.network(root)
+        return self.inputs.arguments is not None
+
+    def network(self, root: nn.Module) -> Network:
+        """The submodule inside ``root``, with its weights as they are now."""
+        return self._reader(root).network()
+
+    def lower_bound(self, root: nn.Module) -> float:
+        """A sampled lower bound, from the last inputs seen; with random numbers of its own."""
+        inputs = self.inputs.example.flatten(1).cpu()
+        generator = torch.Generator().manual_seed(0)
+        function = self._reader(root).function("cpu")
+        return steepest_pair(function, inputs, steps=_ASCENT_STEPS, pairs=_PAIRS, generator=generator).value
+
+    def _reader(self, root: nn.Module) -> Extractor:
+        self.inputs.disarm()  # the trace must not contain our own hook
+        target = uncompiled(find_target(root, self.name))
+        if self._extractor is None or self._traced is not target:
+            self._extractor = Extractor(target, self.inputs.example, name=self.name)
+            self._traced = target
+        return self._extractor

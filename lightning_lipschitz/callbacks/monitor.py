@@ -1,0 +1,242 @@
+"""LipschitzCallback: a certified upper bound of the Lipschitz constant, logged while the model trains."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from lightning_lipschitz._lightning import Callback, LightningModule, Trainer
+from lightning_lipschitz.callbacks import _labels as labels
+from lightning_lipschitz.callbacks._arguments import (
+    require,
+    require_choice,
+    require_count,
+    require_flag,
+    require_positive,
+)
+from lightning_lipschitz.callbacks._measure import Record, Settings
+from lightning_lipschitz.callbacks._report import Report
+from lightning_lipschitz.callbacks._session import Session
+from lightning_lipschitz.callbacks._stamp import SaveGate, from_plain, to_plain
+from lightning_lipschitz.callbacks._target import holds_deployed
+from lightning_lipschitz.certificate import Certificate
+
+Method = Literal["auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron"]
+Solver = Literal["auto", "native", "clarabel", "scs"]
+
+_METHODS = ("auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron")
+_SOLVERS = ("auto", "native", "clarabel", "scs")
+
+
+class LipschitzCallback(Callback):
+    r"""Certify the model every epoch: a number L with :math:`|f(x) - f(y)|_2 \le L |x - y|_2` for all x and y.
+
+    The bound is that of the weights in the checkpoint of the same moment: the averaged ones under ``WeightAveraging``.
+    It is computed as validation starts, or at the end of the training epoch where there is none, so that
+    ``ModelCheckpoint``, ``EarlyStopping`` and loggers find it beside ``val_loss``. Nothing else of the run changes:
+    random streams, weights, ``state_dict`` keys and losses are those of a run without it.
+
+    Logged, as float64 so that no rounding falls below the certificate:
+
+    * ``lipschitz/upper_bound``: certified. If a solver fails or runs out of time this is the best bound that could be
+      verified, and training goes on. Infinite only for weights that are themselves not finite.
+    * ``lipschitz/lower_bound``: the steepest slope found between sampled inputs; the constant lies between the two.
+    * ``lipschitz/relative_gap``: duality gap of the solver's answer. Absent for methods that have none.
+    * ``lipschitz/seconds``: wall time of all this.
+    * ``lipschitz/solver_ok``: 1 if the method reached its goal, 0 if the bound is a fallback.
+
+    In every checkpoint, ``checkpoint["lipschitz"]`` holds the certificate: its scalars, the ``epoch`` and
+    ``global_step`` it belongs to, and the numbers that prove it. With several instances, one for each submodule, the
+    first (or the one on the whole model) has these names and every other has its module's name in them, as in
+    ``lipschitz/encoder.body/upper_bound``.
+
+    Args:
+        every_n_epochs: certify in the first epoch and in each whose number, from one, this divides. In between the last
+            value stands: use ``ModelCheckpoint(every_n_epochs=...)`` of the same length.
+        module: dotted name of the submodule to certify; ``""`` for the model's ``forward``, or for its only child if
+            it has none.
+        method: see :func:`lightning_lipschitz.certify`. The coupled multipliers of "lipsdp-network" are no bound and
+            not accepted.
+        solver: see :func:`lightning_lipschitz.certify`.
+        rtol: relative tolerance of the solver. Whatever it is, the bound is verified.
+        time_limit: seconds a measurement may take, None for no limit.
+        lower_bound: whether to sample a lower bound as well.
+        max_lipschitz: warn, once a fit, when the certified bound is above this.
+        prog_bar: whether to show the upper bound in the progress bar.
+
+    Attributes:
+        history: one dictionary of plain Python values a measurement: ``epoch``, ``global_step``, ``upper_bound``,
+            ``lower_bound``, ``relative_gap``, ``seconds``, ``solver_ok``, ``method``. Under a launcher that spawns or
+            forks (``ddp_spawn``, ``ddp_fork``, ``ddp_notebook``) it stays in the processes that trained.
+        certificate: the last :class:`~lightning_lipschitz.Certificate` of this fit, or None.
+
+    Raises:
+        MisconfigurationException: an argument, or a ``module`` that does not exist.
+        LipschitzError: at the start of the fit, if the model cannot be certified. The example input that this takes is
+            ``example_input_array`` of the LightningModule, else what the submodule gets in the first batch.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> from pytorch_lightning.callbacks import ModelCheckpoint
+        >>> best = ModelCheckpoint(
+        ...     monitor="lipschitz/upper_bound",
+        ...     filename="{epoch}-L={lipschitz/upper_bound:.3f}",
+        ...     auto_insert_metric_name=False,
+        ... )
+        >>> trainer = Trainer(callbacks=[LipschitzCallback(every_n_epochs=1), best], accelerator="cpu", logger=False)
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        *,
+        module: str = "",
+        method: Method = "auto",
+        solver: Solver = "auto",
+        rtol: float = 1e-4,
+        time_limit: float | None = None,
+        lower_bound: bool = True,
+        max_lipschitz: float | None = None,
+        prog_bar: bool = True,
+    ) -> None:
+        super().__init__()
+        owner = type(self).__name__
+        require_count(owner, "every_n_epochs", every_n_epochs)
+        require(isinstance(module, str), owner, "module", module, "the dotted name of a submodule")
+        require_choice(owner, "method", method, _METHODS)
+        require_choice(owner, "solver", solver, _SOLVERS)
+        require_positive(owner, "rtol", rtol)
+        require_positive(owner, "time_limit", time_limit, optional=True)
+        require_flag(owner, "lower_bound", lower_bound)
+        require_positive(owner, "max_lipschitz", max_lipschitz, optional=True)
+        require_flag(owner, "prog_bar", prog_bar)
+        self.every_n_epochs = every_n_epochs
+        self.module = module
+        self.method = method
+        self.solver = solver
+        self.rtol = rtol
+        self.time_limit = time_limit
+        self.lower_bound = lower_bound
+        self.max_lipschitz = max_lipschitz
+        self.prog_bar = prog_bar
+        self.history: list[dict[str, Any]] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        """What belongs to one fit."""
+        self.certificate: Certificate | None = None
+        self._report = Report("lipschitz", self.prog_bar, self.max_lipschitz)
+        self._session: Session | None = None
+        self._gate: SaveGate | None = None
+        self._first_epoch: int | None = None
+
+    # Life of a fit
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self._forget()
+        prefix = labels.check(self, trainer)
+        self._report = Report(prefix, self.prog_bar, self.max_lipschitz)
+        settings = Settings(self.method, self.solver, self.rtol, self.time_limit, self.lower_bound)
+        self._session = Session(trainer, self.module, settings)
+        self._gate = SaveGate(pl_module, self._on_every_save)
+        self._gate.install()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._session is not None:
+            self._session.start(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first_epoch = trainer.current_epoch
+        if self._session is not None:
+            self._session.trace(trainer, pl_module)  # the sanity check may have shown an input
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._session is not None and self._is_due(trainer):
+            self._session.listen(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._session is not None:
+            self._session.hear(trainer, pl_module, batch)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._measure_if_due(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._measure_if_due(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._session is not None and self._session.is_new(trainer):
+            self._report.write(trainer, self._measure(self._session, trainer, pl_module))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Weights may have changed since, as StochasticWeightAveraging changes them when training ends.
+        if self._session is None or self.certificate is None:
+            return
+        if not self._session.is_of(self.certificate, trainer, pl_module):
+            self._report.write(trainer, self._measure(self._session, trainer, pl_module))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # The gate stays: ModelCheckpoint may save after this.
+        if self._session is not None:
+            self._session.stop_listening()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if self._gate is not None:
+            self._gate.remove()
+        if self._session is not None:
+            self._session.close()
+        self._session = self._gate = None
+
+    # What a hook decides
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        # The first epoch always: ModelCheckpoint(monitor=...) wants the key to exist once validation has run.
+        return trainer.current_epoch == self._first_epoch or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def _measure_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._session is not None and self._is_due(trainer) and self._session.is_new(trainer):
+            self._report.log(trainer, pl_module, self._measure(self._session, trainer, pl_module))
+
+    def _measure(self, session: Session, trainer: Trainer, pl_module: LightningModule) -> Record:
+        result = session.measure(trainer, pl_module, last=self.certificate)
+        self.certificate = result.certificate
+        self.history.append(result.record.plain())
+        self._report.warn(result)
+        return result.record
+
+    # State and checkpoints
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(module=self.module)
+
+    def state_dict(self) -> dict[str, Any]:
+        certificate = None if self.certificate is None else to_plain(self.certificate)
+        return {"history": [dict(record) for record in self.history], "certificate": certificate}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = [dict(record) for record in state_dict["history"]]
+        certificate = state_dict["certificate"]
+        self.certificate = None if certificate is None else from_plain(certificate)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # For saves after the fit, when the gate is gone.
+        if self.certificate is not None:
+            checkpoint[self._report.prefix] = to_plain(self.certificate)
+
+    def _on_every_save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Stamp a file whose ``state_dict`` holds the certified weights."""
+        trainer = pl_module.trainer
+        if self in trainer.callbacks and holds_deployed(checkpoint, trainer):  # type: ignore[attr-defined]
+            self.on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what points into the run: the Trainer's methods, the trace, the gate, the process group."""
+        state = self.__dict__ | {"_session": None, "_gate": None}
+        return {name: value for name, value in state.items() if name not in ("log", "log_dict")}
