@@ -50,6 +50,11 @@ class Reduced:
     moving: tuple[Mask, ...]
     exponents: tuple[int, ...]
 
+    @property
+    def unit(self) -> float:
+        """rho of the original network for a rho of one of the reduced."""
+        return float(np.ldexp(1.0, 2 * self.exponents[-1]))
+
     def restore(self, rho: float, values: Sequence[npt.ArrayLike]) -> Multipliers:
         """The point of the original inequality that ``(rho, values)`` of the reduced one stands for.
 

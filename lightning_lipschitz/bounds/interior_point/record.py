@@ -1,0 +1,86 @@
+"""The best of a run so far: what is returned however it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from lightning_lipschitz.bounds.interior_point.iterate import Iterate
+from lightning_lipschitz.bounds.interior_point.problem import Problem
+from lightning_lipschitz.bounds.interior_point.result import Ending, Progress, Solution, WarmStart
+from lightning_lipschitz.bounds.lipsdp import Reduced
+from lightning_lipschitz.certificate.proofs import Multipliers
+from lightning_lipschitz.errors import SolverError
+from lightning_lipschitz.network import Array
+
+# The state kept for a warm start is the last whose relative gap, of the bound, is above this.
+_WARM_GAP = 0.05
+
+
+class Record:
+    """Best feasible multipliers, best lower bound, clock and patience."""
+
+    def __init__(
+        self, reduced: Reduced, rtol: float, time_limit: float | None, progress: Callable[[Progress], None] | None
+    ) -> None:
+        self._reduced, self._rtol, self._limit, self._progress = reduced, rtol, time_limit, progress
+        self._start = time.perf_counter()
+        self._best: Tensor | None = None
+        self._inside: Tensor | None = None
+        self._rho, self._lower = float("inf"), 0.0
+        self.iterations, self.idle = -1, 0
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    @property
+    def late(self) -> bool:
+        return self._limit is not None and self.seconds >= self._limit
+
+    @property
+    def gap(self) -> float:
+        """``1 - sqrt(lower / rho)``; 1 before there is a primal point."""
+        return max(1.0 - (self._lower / self._rho) ** 0.5, 0.0) if self._rho > 0 else 0.0
+
+    @property
+    def solved(self) -> bool:
+        return self.gap <= self._rtol
+
+    def add(self, point: Iterate, lower: float) -> None:
+        """Take note of a strictly feasible point and of a lower bound on the optimum."""
+        before = self.gap
+        if point.rho < self._rho:
+            self._rho, self._best = point.rho, point.y
+        self._lower = max(self._lower, lower)
+        self.iterations += 1
+        self.idle = 0 if point.X is None or self.gap < 0.9 * before else self.idle + 1
+        if self._inside is None or self.gap > _WARM_GAP:
+            self._inside = point.y
+        if self._progress is not None:
+            unit = self._reduced.unit
+            self._progress(Progress(self.iterations, self._rho * unit, self._lower * unit, self.gap, self.seconds))
+
+    def solution(self, problem: Problem, ending: Ending) -> Solution:
+        """In the units of the network as given."""
+        if self._best is None or self._inside is None:
+            raise SolverError(
+                "no strictly feasible multipliers were found; the weights may be beyond the range of float64."
+            )
+        best, inside = (self._restore(problem, y) for y in (self._best, self._inside))
+        lower = self._lower * self._reduced.unit
+        return Solution(best, lower, self.gap, self.iterations, self.seconds, ending, WarmStart(inside))
+
+    def affine(self, output: Sequence[Array]) -> Solution:
+        """The answer where nothing but an affine map is left."""
+        rho = float(np.linalg.norm(np.concatenate(output, axis=1), 2)) ** 2 if output else 0.0
+        values = [np.zeros(layer.size) for layer in self._reduced.network.layers]
+        point = self._reduced.restore(rho, values)
+        return Solution(point, point.rho, 0.0, 0, self.seconds, "solved", WarmStart(point))
+
+    def _restore(self, problem: Problem, y: Tensor) -> Multipliers:
+        units = problem.spread(y[1:]).cpu().numpy()
+        return self._reduced.restore(float(y[0]), [units[layer] for layer in problem.layers])

@@ -1,0 +1,107 @@
+"""The loop: start, centre, then primal-dual steps until the duality gap is small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lightning_lipschitz.bounds.interior_point.centring import centre
+from lightning_lipschitz.bounds.interior_point.iterate import Iterate, advance
+from lightning_lipschitz.bounds.interior_point.problem import Problem
+from lightning_lipschitz.bounds.interior_point.record import Record
+from lightning_lipschitz.bounds.interior_point.result import Ending, Progress, Solution, WarmStart
+from lightning_lipschitz.bounds.interior_point.start import recursion, warm
+from lightning_lipschitz.bounds.lipsdp import Reduced, reduce
+from lightning_lipschitz.bounds.proposal import Sharing
+from lightning_lipschitz.certificate.proofs import Multipliers
+from lightning_lipschitz.errors import ArgumentError
+from lightning_lipschitz.network import Network
+
+_MOST_STEPS = 300
+_PATIENCE = 8  # primal-dual steps without a smaller gap
+_SINGLE_THREAD = 200  # below this size threads cost more than they bring
+
+
+def solve(
+    network: Network,
+    *,
+    sharing: Sharing = "neuron",
+    rtol: float = 1e-6,
+    time_limit: float | None = None,
+    device: torch.device | str = "cpu",
+    warm_start: WarmStart | Multipliers | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Solution:
+    """LipSDP to a duality gap of ``rtol``.
+
+    Args:
+        network: any network; reduced and scaled here.
+        sharing: "neuron", one multiplier a unit (or a norm-bounded group), or "layer", one a layer.
+        rtol: stop when ``1 - sqrt(lower_bound / rho)`` is below.
+        time_limit: seconds; the best feasible multipliers so far are returned. Looked at once an iteration.
+        device: of torch. float64 throughout.
+        warm_start: ``Solution.warm_start`` of a similar network, or its multipliers; ignored where they do not fit.
+        progress: called after every iteration.
+
+    Raises:
+        ArgumentError: rtol or time_limit out of range.
+
+    Example:
+        >>> solution = solve(Network.from_weights([[[1.0, 2.0], [1.0, -2.0]], [[1.0, 1.0]]]))
+        >>> round(solution.rho**0.5, 5), solution.ending
+        (2.3094, 'solved')
+    """
+    if not rtol > 0:
+        raise ArgumentError("rtol", rtol, "positive")
+    if time_limit is not None and not time_limit >= 0:
+        raise ArgumentError("time_limit", time_limit, "None or seconds >= 0")
+    reduced = reduce(network)
+    record = Record(reduced, rtol, time_limit, progress)
+    output = [term.matrix for term in reduced.network.output.terms if term.matrix.any()]
+    if not reduced.network.layers or not output:
+        return record.affine(output)
+    problem = Problem(reduced.network, sharing, device)
+    with _few_threads(problem.size):
+        start = _warm(problem, reduced, warm_start)
+        ending = _search(problem, recursion(problem) if start is None else start, record)
+    return record.solution(problem, ending)
+
+
+def _warm(problem: Problem, reduced: Reduced, given: WarmStart | Multipliers | None) -> Tensor | None:
+    """Optimal multipliers are pushed into the interior; those kept for the purpose are inside."""
+    if given is None:
+        return None
+    if isinstance(given, WarmStart):
+        return warm(problem, reduced, given.multipliers, (0.0, 0.1, 0.3))
+    return warm(problem, reduced, given, (0.1, 0.3))
+
+
+@contextmanager
+def _few_threads(size: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if size <= _SINGLE_THREAD:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _search(problem: Problem, y: Tensor, record: Record) -> Ending:
+    """Both phases; everything worth keeping is in ``record``."""
+    point = Iterate.at(problem, y)
+    if point is None:
+        return "stalled"
+    for _ in range(_MOST_STEPS):
+        record.add(point, point.lower_bound(problem))
+        if record.solved:
+            return "solved"
+        if record.late:
+            return "time limit"
+        if record.idle > _PATIENCE:
+            return "stalled"
+        point = centre(problem, point) if point.X is None else advance(problem, point, point.X)
+    return "stalled"
