@@ -1,0 +1,69 @@
+"""The positive-definiteness proof against exact arithmetic, where it must never be wrong in one direction."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.helpers import exactly_positive_definite
+
+from lightning_lipschitz.certificate.floating_point import (
+    BlockCholesky,
+    factorisation_error,
+    power_of_two,
+    round_up,
+    sqrt_up,
+)
+
+
+@given(st.fractions(min_value=0, max_value=10**300))
+def test_rounding_is_upwards_and_tight(value):
+    up = round_up(value)
+    assert Fraction(up) >= value
+    assert up == 0 or Fraction(np.nextafter(up, 0)) < value
+    root = sqrt_up(value)
+    assert Fraction(root) ** 2 >= value
+    assert root == 0 or Fraction(np.nextafter(np.nextafter(root, 0), 0)) ** 2 < value
+
+
+def test_beyond_float64_is_infinity():
+    assert round_up(Fraction(10) ** 400) == np.inf
+
+
+@given(st.floats(1e-290, 1e290))
+def test_power_of_two_is_one_and_normalises(value):
+    (factor,) = power_of_two(np.array([value]))
+    assert np.frexp(factor)[0] == 0.5
+    assert 0.5 <= value * factor * factor <= 2.0
+
+
+def singular(rng, n, split):
+    """Integer matrix A = G'G of rank < n, so that A - tiny I is indefinite, in 2 x 2 blocks."""
+    factor = rng.integers(-4, 5, size=(n - 1, n)).astype(float)
+    matrix = factor.T @ factor
+    cuts = [slice(0, split), slice(split, n)]
+    return matrix, {(i, j): matrix[cuts[i], cuts[j]].copy() for i in range(2) for j in range(i, 2)}, [split, n - split]
+
+
+@given(st.integers(0, 10**6), st.integers(3, 9), st.sampled_from([-1e-14, -1e-12, -1e-10, 1e-14, 1e-12, 1e-10, 1e-6]))
+def test_never_calls_an_indefinite_matrix_definite(seed, n, offset):
+    rng = np.random.default_rng(seed)
+    matrix, blocks, sizes = singular(rng, n, 1 + seed % (n - 1))
+    exact = [[Fraction(float(v)) + (Fraction(offset) if i == j else 0) for j, v in enumerate(row)] for i, row in enumerate(matrix)]
+    blocks[1, 1][np.diag_indices(sizes[1])] += 0.0
+    shift = factorisation_error(blocks, sizes, float(np.trace(matrix)) + n * abs(offset)) - offset
+    claimed = BlockCholesky(blocks, shift).definite_with(np.zeros(sizes[0]))
+    assert not claimed or exactly_positive_definite(exact)
+
+
+def test_a_comfortably_definite_matrix_is_recognised():
+    rng = np.random.default_rng(0)
+    _, blocks, sizes = singular(rng, 8, 3)
+    assert BlockCholesky(blocks, -1e-6).definite_with(np.zeros(sizes[0]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 0.0])
+def test_a_bad_pivot_is_not_definite(value):
+    blocks = {(0, 0): np.eye(2), (1, 1): np.array([[value]]), (0, 1): np.zeros((2, 1))}
+    assert not BlockCholesky(blocks, 0.0).definite_with(np.zeros(2))
