@@ -54,7 +54,7 @@ def _run(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], x: torch.T
         cast = {name: tensor.clone() if tensor is weights[name] else tensor for name, tensor in cast.items()}
         try:
             with undisturbed(model):
-                y = functional_call(model, cast, (x.to(like.device, dtype, copy=True),))
+                y = functional_call(model, cast, (x.to(like.device, dtype, copy=True),), tie_weights=False)
             return y.detach().to("cpu", torch.float64).reshape(len(x), -1).numpy(), torch.finfo(dtype).eps
         except Exception as raised:
             error = error or raised

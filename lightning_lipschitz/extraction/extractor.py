@@ -40,7 +40,8 @@ class Extractor:
 
     def __init__(self, model: torch.nn.Module, example_input: Any, *, name: str = "") -> None:
         self._model = unwrapped(model)
-        self._example = torch.empty_like(example(self._model, example_input), device="meta")
+        given = example(self._model, example_input)
+        self._example = torch.zeros((), dtype=given.dtype).expand(given.shape)  # one number: only the shape is of use
         self._name = name or type(self._model).__name__
         self._graph: Graph | None = None
         self.network()

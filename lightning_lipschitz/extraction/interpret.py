@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_any, tree_map
 from lightning_lipschitz.errors import ExtractionError
 from lightning_lipschitz.extraction.expression import Expression
 from lightning_lipschitz.extraction.patterns import operator_name
-from lightning_lipschitz.extraction.refusals import refusal
+from lightning_lipschitz.extraction.refusals import refusal, unknown
 from lightning_lipschitz.extraction.registry import Activated, Context, Units, find_rule, require_finite
 from lightning_lipschitz.extraction.trace import Graph, clean
 from lightning_lipschitz.extraction.traced import SampleMixing, Traced
@@ -110,18 +110,25 @@ class _Walk:
         operator, context = operator_name(node.target), self.context(node)
         traced = tree_any(lambda value: isinstance(value, Traced), (args, kwargs))
         rule = find_rule(operator) if traced else None
-        if rule is None and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise context.refused(
-                f"`{operator}` draws random numbers.", "The model must be deterministic in evaluation mode."
-            )
-        if rule is None and traced:
-            raise context.unsupported(*refusal(operator))
+        if rule is None:
+            self.refuse(node, context, traced)
         try:
             result = rule(context, *args, **kwargs) if rule else self.fold(node, args, kwargs)
+            if operator == "_to_copy" and context.dtype is not None and context.dtype.is_floating_point:
+                self.resolution = max(self.resolution, torch.finfo(context.dtype).eps)
         except SampleMixing:
             reason = f"`{context.operator}` lets the samples of a batch act on each other, or depends on their number."
             raise context.refused(reason, "The model must treat every sample on its own.") from None
         return result
+
+    def refuse(self, node: torch.fx.Node, context: Context, traced: bool) -> None:
+        """Raise for what cannot be folded."""
+        operator = operator_name(node.target)
+        known = refusal(operator) if traced else None
+        if known is None and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise context.refused(f"`{operator}` draws random numbers.", "In evaluation mode it must be deterministic.")
+        if traced:
+            raise context.unsupported(*(known or unknown()))
 
     def resolve(self, value: Any) -> Any:
         if isinstance(value, torch.fx.Node):
@@ -146,7 +153,7 @@ class _Walk:
     def outputs(self, value: Any) -> Expression:
         """One sample's output; the first dimension must count the samples."""
         if isinstance(value, torch.Tensor):
-            value = Traced.of_shape(Expression({}, np.zeros(value[0].numel())), self.graph.batch, value.shape[1:])
+            value = _constant_output(value, self.graph.batch)
         if value.index.ndim and len(value.index) == self.graph.batch:
             code = value.index.reshape(self.graph.batch, -1)
             sample, entry = code // value.expression.size, code % value.expression.size
@@ -158,6 +165,12 @@ class _Walk:
         raise ExtractionError(
             self.model, "the first dimension of its output is not the batch.", "Return one row a sample."
         )
+
+
+def _constant_output(value: torch.Tensor, batch: int) -> Traced:
+    """An output that does not depend on the input."""
+    expression = Expression({}, value[0].reshape(-1).double().numpy())
+    return Traced.of_shape(expression, batch, value.shape[1:])
 
 
 def _assemble(output: Expression, layers: list[Activated], input_size: int, resolution: float) -> Extraction:

@@ -21,6 +21,7 @@ _TEMPLATES: list[tuple[Callable[..., Any], Template]] = [
     (F.softsign, ("div", "x", ("add", 1, ("abs", "x")))),
     (F.tanhshrink, ("sub", "x", ("tanh", "x"))),
     (F.softshrink, ("where", ("gt", _SHRINK[0], "lambd"), ("sub", "x", _SHRINK[1]), ("mul", "x", 0))),
+    (F.hardshrink, ("where", ("le", ("abs", "x"), "lambd"), 0, "x")),
     (F.silu, ("mul", "x", ("sigmoid", "x"))),
     (F.silu, ("mul", ("sigmoid", "x"), "x")),
     (F.mish, ("mul", "x", ("tanh", ("softplus", "x")))),

@@ -24,16 +24,21 @@ _REPLACE = {
     "Use nn.Dropout, which follows the module's training flag, or pass training=self.training.": "native_dropout dropout feature_dropout alpha_dropout",
     "Keep running statistics (track_running_stats=True): statistics of the batch let samples act on each other.": "_native_batch_norm_legit",
 }
-_REASONS: dict[str, tuple[Verdict, str]] = {
-    **{name: ("never", why) for why, names in _NEVER.items() for name in names.split()},
-    **{name: ("replace", why) for why, names in _REPLACE.items() for name in names.split()},
+_NOT_YET = {
+    "Recurrent layers have no rule.": "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
+}
+_DEFAULT = "Certify what comes before and after it on its own (the constants of a composition multiply), or replace it."
+_TABLE: list[tuple[Verdict, dict[str, str]]] = [("never", _NEVER), ("replace", _REPLACE), ("not yet", _NOT_YET)]
+_REASONS = {
+    name: (verdict, why) for verdict, reasons in _TABLE for why, names in reasons.items() for name in names.split()
 }
 
 
-def refusal(operator: str) -> tuple[Verdict, str]:
-    """Verdict and sentence for an operator without a rule."""
-    default: tuple[Verdict, str] = (
-        "not yet",
-        "Certify the submodules before and after it on their own (the constants of a composition multiply), or replace it.",
-    )
-    return _REASONS.get(operator, default)
+def refusal(operator: str) -> tuple[Verdict, str] | None:
+    """Verdict and sentence for an operator without a rule, if this page knows it."""
+    return _REASONS.get(operator)
+
+
+def unknown() -> tuple[Verdict, str]:
+    """Verdict and sentence for all others."""
+    return "not yet", _DEFAULT

@@ -114,6 +114,21 @@ def constant_pad_nd(context: Context, x: Traced, pad: list[int], value: float = 
     return _choose(context, inside, padded, border)
 
 
+@rule("pad")
+def pad(context: Context, x: Traced, pad: list[int], mode: str = "constant", value: float | None = None) -> Traced:
+    """Known numbers, or a copy of the tensor's own entries, around a traced tensor."""
+    if mode == "constant":
+        return constant_pad_nd(context, x, pad, value or 0.0)  # type: ignore[no-any-return]
+    moved = torch.ops.aten.pad(x.index.double(), pad, mode)  # reflection exists for floating-point tensors only
+    return Traced(x.expression, moved.long(), context.batch)
+
+
+@rule("copy")
+def copy(context: Context, x: Any, source: Any, non_blocking: bool = False) -> Any:
+    """What is written over a tensor, in that tensor's shape."""
+    return _spread(source, x.index.shape if isinstance(x, Traced) else x.shape)
+
+
 @rule("where")
 def where(context: Context, condition: Any, x: Any, y: Any) -> Traced:
     """A choice by a known mask."""

@@ -22,7 +22,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from lightning_lipschitz.errors import ArgumentError, ExtractionError
 from lightning_lipschitz.extraction.patterns import fuse
 
-_NOISY = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export")
+_NOISY = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export", "torch._subclasses.fake_tensor")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +66,13 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     """
     flags = [(module, module.training) for module in model.modules()]
     with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         for device in {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}:
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
         for module in model.modules():
             stack.enter_context(_silent(module))
         try:
@@ -137,7 +137,7 @@ def trace(model: torch.nn.Module, given: Any) -> Graph:
     """
     _refuse_untraceable(model)
     x = example(model, given)
-    with undisturbed(model), torch.inference_mode(False), _quiet_export():
+    with undisturbed(model), _quiet_export():
         try:
             exported = torch.export.export(model, (x,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
             exported = exported.run_decompositions({})
@@ -207,6 +207,13 @@ def _graph(model: torch.nn.Module, exported: ExportedProgram, x: torch.Tensor) -
     node, position = exported.graph.output_node(), signature.output_specs.index(outputs[0])
     node.args = (node.args[0][position],)
     fuse(exported.graph)
+    stateful = {n for n, s in specs.items() if s.target in signature.buffers_to_mutate.values() and n.users}
+    if stateful:
+        raise ExtractionError(
+            name,
+            f"its output depends on the buffer `{clean(str(specs[stateful.pop()].target))}`, which its forward changes.",
+            "In evaluation mode the same input must give the same output.",
+        )
     tensors = {
         n.name: spec.target for n, spec in specs.items() if spec.kind is not InputKind.USER_INPUT and spec.target
     }

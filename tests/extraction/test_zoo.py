@@ -1,0 +1,66 @@
+"""The extracted network is the model, and the slopes are the units'."""
+
+import functools
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_lipschitz.errors import UnsupportedModuleError
+from lightning_lipschitz.extraction import Extractor
+from tests.models import MODELS, REFUSED, make
+
+
+@functools.cache
+def read(name):
+    """Tracing is the slow part, so it is done once for all tests of this file."""
+    model, shape = make(name)
+    return model, shape, Extractor(model, torch.zeros(1, *shape)).extract()
+
+
+def outputs(model, x):
+    """The model in its own arithmetic, and the precision of that."""
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        return model(x.to(dtype)).double().reshape(len(x), -1).numpy(), torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_network_computes_what_the_model_computes(name):
+    model, shape, extraction = read(name)
+    assert extraction.network.input_size == np.prod(shape)
+    generator = torch.Generator().manual_seed(1)
+    for batch in (1, 4, 7):
+        x = torch.randn(batch, *shape, generator=generator).bfloat16().float()  # exact in every dtype of the zoo
+        ours = extraction(x.double().reshape(batch, -1).numpy())
+        found, eps = outputs(model, x)
+        np.testing.assert_allclose(ours, found, rtol=0, atol=50 * eps * max(1, np.abs(found).max()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_quotient_of_a_unit_lies_between_its_slopes(name):
+    extraction = read(name)[2]
+    rng = np.random.default_rng(0)
+    for layer, units in zip(extraction.network.layers, extraction.units, strict=True):
+        s = rng.normal(size=(2000, layer.size)) * 10.0 ** rng.uniform(-3, 2, size=(2000, 1))
+        t = s + rng.normal(size=s.shape) * 10.0 ** rng.uniform(-3, 1, size=(2000, 1))
+        rise, run = units(s) - units(t), s - t
+        allowed = 1e-14 * (np.abs(units(s)) + np.abs(units(t)) + np.abs(s) + np.abs(t))  # rounding of the evaluation
+        low, high = np.minimum(layer.alpha * run, layer.beta * run), np.maximum(layer.alpha * run, layer.beta * run)
+        assert np.all(rise >= low - allowed)
+        assert np.all(rise <= high + allowed)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_a_sentence_that_says_why(name):
+    case = REFUSED[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = case.make().eval()
+    with pytest.raises(case.error, match=re.escape(case.says)) as caught:
+        Extractor(model, torch.zeros(3, *case.shape))
+    assert type(caught.value) is case.error
+    if isinstance(caught.value, UnsupportedModuleError):
+        assert caught.value.verdict == case.verdict, str(caught.value)
