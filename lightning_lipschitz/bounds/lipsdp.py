@@ -5,7 +5,8 @@ LipSDP minimises rho over multipliers lambda >= 0 with the matrix inequality of
 for a solver, in four steps; each is undone by :meth:`Reduced.restore`.
 
 1. Units that no path of non-zero weights links to the input never move: dz_i = 0. They are dropped; without them the
-   optimum is attained (their multipliers would go to infinity).
+   optimum is attained (their multipliers would go to infinity). With one multiplier a layer the optimum can only
+   fall: they no longer share theirs.
 2. The input enters through the stack of all maps from source 0, an (r, n0) matrix. If n0 > r it is replaced by the
    factor L of its LQ factorisation: x -> Qx has norm one and is onto.
 3. Only F'F of the output map F matters. If F has more rows than columns, its factor R of QR replaces it.
