@@ -34,6 +34,10 @@ def require_positive(owner: str, name: str, value: Any, optional: bool = False) 
         require(_is_number(value) and 0 < value < math.inf, owner, name, value, accepted)
 
 
+def require_fraction(owner: str, name: str, value: Any) -> None:
+    require(_is_number(value) and 0 < value < 1, owner, name, value, "a number between 0 and 1")
+
+
 def require_flag(owner: str, name: str, value: Any) -> None:
     require(isinstance(value, bool), owner, name, value, "True or False")
 

@@ -73,6 +73,8 @@ class _Hook:
         self._capture: ReferenceType[InputCapture] | None = None if capture is None else ref(capture)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            return  # what is compiled is none of ours; the batch is asked instead, see `take_from_batch`
         capture = None if self._capture is None else self._capture()
         if capture is not None and not _redirected(module):
             capture.take(_positional(module, args, kwargs))

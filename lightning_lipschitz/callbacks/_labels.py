@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from lightning_lipschitz._lightning import MisconfigurationException, Trainer, rank_zero_warn
+from lightning_lipschitz._lightning import Trainer, rank_zero_warn
 
 KEYS = ("upper_bound", "lower_bound", "relative_gap", "seconds", "solver_ok")
 
 
 def check(mine: Any, trainer: Trainer) -> str:
-    """The prefix of the keys that ``mine`` logs; warns of whatever would make one of them, or a file, lie.
-
-    Raises:
-        MisconfigurationException: two instances on the same submodule.
-    """
+    """The prefix of the keys that ``mine`` logs; warns of whatever would make one of them, or a file, lie."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     prefix = choose_prefix(mine, [callback for callback in callbacks if isinstance(callback, type(mine))])
     warn_of_stale_labels(prefix, mine.every_n_epochs, callbacks)
@@ -29,17 +25,9 @@ def choose_prefix(mine: Any, siblings: list[Any]) -> str:
 
     Args:
         mine: one of ``siblings``.
-        siblings: every instance in the Trainer, in order.
-
-    Raises:
-        MisconfigurationException: two instances on the same submodule.
+        siblings: every instance in the Trainer, in order. The Trainer refuses two on the same submodule.
     """
     names = [callback.module for callback in siblings]
-    if names.count(mine.module) > 1:
-        raise MisconfigurationException(
-            f"{names.count(mine.module)} callbacks `LipschitzCallback(module={mine.module!r})` in one Trainer would log"
-            " under the same names. `module` must differ between them."
-        )
     plain = "" if "" in names else names[0]
     return "lipschitz" if mine.module == plain else f"lipschitz/{mine.module}"
 

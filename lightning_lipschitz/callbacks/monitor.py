@@ -11,6 +11,7 @@ from lightning_lipschitz.callbacks._arguments import (
     require_choice,
     require_count,
     require_flag,
+    require_fraction,
     require_positive,
 )
 from lightning_lipschitz.callbacks._measure import Record, Settings
@@ -104,7 +105,7 @@ class LipschitzCallback(Callback):
         require(isinstance(module, str), owner, "module", module, "the dotted name of a submodule")
         require_choice(owner, "method", method, _METHODS)
         require_choice(owner, "solver", solver, _SOLVERS)
-        require_positive(owner, "rtol", rtol)
+        require_fraction(owner, "rtol", rtol)
         require_positive(owner, "time_limit", time_limit, optional=True)
         require_flag(owner, "lower_bound", lower_bound)
         require_positive(owner, "max_lipschitz", max_lipschitz, optional=True)
