@@ -119,10 +119,6 @@ def _optimise(network: Network, method: str, settings: Settings, clock: _Clock) 
     sharing: Sharing = "layer" if method == "lipsdp-layer" else "neuron"
     if settings.solver in ("clarabel", "scs"):
         return conic.solve(network, sharing=sharing, solver=settings.solver, rtol=settings.rtol, time_limit=clock.left)  # type: ignore[arg-type]
-    if not hasattr(interior_point, "propose"):  # until the native solver lands
-        if network.num_units > 60:
-            raise SolverError("the native solver is missing")
-        return conic.solve(network, sharing=sharing, rtol=settings.rtol, time_limit=clock.left)
     return interior_point.propose(
         network,
         sharing=sharing,

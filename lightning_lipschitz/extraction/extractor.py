@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from lightning_lipschitz.errors import ExtractionError
 from lightning_lipschitz.extraction.check import check
+from lightning_lipschitz.extraction.function import torch_function
 from lightning_lipschitz.extraction.interpret import Extraction, interpret
-from lightning_lipschitz.extraction.trace import Graph, clean, example, trace, unwrapped
+from lightning_lipschitz.extraction.trace import Graph, example, trace
+from lightning_lipschitz.extraction.undisturbed import clean, unwrapped
 from lightning_lipschitz.network import Network
 
 
 class Extractor:
     """nn.Module -> Network.
 
-    Tracing takes a fraction of a second and happens once; ``network()`` then reads the parameters and buffers as they are at
-    that moment, for a few milliseconds and a float64 copy of the weights. The model is left as it was found: flags, buffers,
-    gradients, random state.
+    Tracing takes about a second and happens once; ``network()`` then reads the parameters and buffers as they are at
+    that moment, for a few milliseconds and a float64 copy of the weights. The model is left as it was found: flags,
+    buffers, gradients, random state.
 
     Args:
-        model: any module whose forward takes one floating-point tensor and returns one, the batch in the first dimension.
-            Compiled modules are unwrapped.
+        model: any module whose forward takes one floating-point tensor and returns one, the batch in the first
+            dimension. Compiled modules are unwrapped.
         example_input: only its shape counts; a batch of one will do.
         name: of the model in messages; its class by default.
 
@@ -50,7 +52,8 @@ class Extractor:
         """The network with the weights of this moment, checked against the model on random inputs.
 
         Args:
-            weights: tensors to use in place of the model's own, named as in its ``state_dict``; for instance averaged weights.
+            weights: tensors to use in place of the model's own, named as in its ``state_dict``; for instance averaged
+                weights.
 
         Raises:
             As the constructor.
@@ -59,6 +62,10 @@ class Extractor:
         extraction = self._extract(tensors)
         check(self._model, tensors, extraction, tuple(self._example.shape[1:]))
         return extraction.network
+
+    def function(self, device: torch.device | str = "cpu") -> Callable[[torch.Tensor], torch.Tensor]:
+        """The model as a float64 function of (batch, input_size), with the weights of this moment."""
+        return torch_function(self.extract(), device)
 
     def extract(self, weights: Mapping[str, torch.Tensor] | None = None) -> Extraction:
         """The network together with its activation functions, not checked."""

@@ -108,7 +108,7 @@ def test_members_of_a_group_must_share_their_multiplier():
 
 def test_the_rounding_of_a_composed_matrix_is_paid_for():
     exact = NETWORKS["chain"]()
-    proof = signed(exact)
+    proof = signed("chain")
     terms = tuple(Term(t.source, t.matrix, rounding=1e-3) for t in exact.output.terms)
     blurred = replace(exact, output=Affine(terms, exact.output.bias))
     assert prove(exact, proof) is not None
