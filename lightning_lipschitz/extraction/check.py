@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from lightning_lipschitz.errors import ExtractionError
 from lightning_lipschitz.extraction.interpret import Extraction
-from lightning_lipschitz.extraction.trace import undisturbed
+from lightning_lipschitz.extraction.undisturbed import undisturbed
 from lightning_lipschitz.network import Array
 
 _SCALES = (1.0, 0.1, 1.0, 10.0)  # of the four random samples: the first goes alone, the others together
@@ -22,8 +22,8 @@ def check(
 ) -> None:
     """Compare on random inputs, in batches of one and of three.
 
-    The model runs in float64 (its parameters and buffers are cast for the time of the call), so a difference is an error and
-    not rounding; if its code insists on another dtype it runs in its own.
+    The model runs in float64 (its parameters and buffers are cast for the time of the call), so a difference is an
+    error and not rounding; if its code insists on another dtype it runs in its own.
 
     Args:
         model: evaluated without touching its parameters, buffers or flags.

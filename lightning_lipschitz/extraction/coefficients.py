@@ -34,7 +34,8 @@ def _gamma(k: int) -> float:
 def frobenius(matrix: Matrix) -> float:
     """An upper bound on the Frobenius norm, tight to a few units of rounding."""
     entries = matrix.data if sparse.issparse(matrix) else np.ravel(matrix, order="K")
-    norm = math.sqrt(float(entries @ entries))
+    with np.errstate(over="ignore"):  # an infinite bound is a bound
+        norm = math.sqrt(float(entries @ entries))
     # Squares of entries below 2^-511 may vanish; n squares and their sum cost gamma_{n+1}.
     return (norm + math.sqrt(entries.size) * 2.0**-510) * (1.0 + (entries.size + 8) * UNIT_ROUNDOFF)
 

@@ -1,12 +1,13 @@
 """Walk a graph with expressions in place of numbers: Graph + weights -> Network.
 
-Whatever does not depend on the model's input is evaluated as it stands, on the CPU and in the model's own dtype: this is how
-a parametrised layer (weight norm, spectral norm, orthogonal) becomes the constant weight that its forward uses.
+Whatever does not depend on the model's input is evaluated as it stands, on the CPU and in the model's own dtype: this
+is how a parametrised layer (weight norm, spectral norm, orthogonal) becomes the constant weight that its forward uses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,9 @@ from lightning_lipschitz.extraction.expression import Expression
 from lightning_lipschitz.extraction.patterns import operator_name
 from lightning_lipschitz.extraction.refusals import refusal, unknown
 from lightning_lipschitz.extraction.registry import Activated, Context, Units, find_rule, require_finite
-from lightning_lipschitz.extraction.trace import Graph, clean
+from lightning_lipschitz.extraction.trace import Graph
 from lightning_lipschitz.extraction.traced import SampleMixing, Traced
+from lightning_lipschitz.extraction.undisturbed import clean
 from lightning_lipschitz.network import Affine, Array, Layer, Network
 
 _CONTAINERS = ("container", "transformer")  # modules of torch.nn whose name would hide the operator's
@@ -71,7 +73,8 @@ def interpret(graph: Graph, weights: Mapping[str, torch.Tensor], model: str) -> 
         NonFiniteError: a parameter or a constant holds NaN or infinity.
     """
     walk = _Walk(graph, weights, model)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+    # Where composed weights overflow, NonFiniteError follows.
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), np.errstate(over="ignore", invalid="ignore"):
         output = walk.run()
         affine = walk.outputs(output)
     return _assemble(affine, walk.layers, int(np.prod(graph.shape)), walk.resolution)
@@ -98,8 +101,8 @@ class _Walk:
             source = Expression.source(0, int(np.prod(self.graph.shape)))
             return Traced.of_shape(source, self.graph.batch, self.graph.shape)
         name = self.graph.tensors.get(node.name, node.name)
-        tensor = self.graph.constants.get(node.name)
-        tensor = (self.weights[name] if name in self.weights else tensor).detach().cpu()  # type: ignore[union-attr]
+        stored = self.weights[name] if name in self.weights else self.graph.constants[node.name]
+        tensor = stored.detach().cpu()
         self.names[id(tensor)] = f"`{clean(name)}`"
         if isinstance(self.weights.get(name), torch.nn.Parameter):
             require_finite(tensor, self.names[id(tensor)])
@@ -136,8 +139,7 @@ class _Walk:
         return torch.device("cpu") if isinstance(value, torch.device) else value
 
     def fold(self, node: torch.fx.Node, args: Any, kwargs: Any) -> Any:
-        assert callable(node.target)
-        result = node.target(*args, **kwargs)
+        result = node.target(*args, **kwargs)  # type: ignore[operator]
         if isinstance(result, torch.Tensor) and result.is_floating_point():
             self.names[id(result)] = f"the weight computed in `{_path(node)}`"
             if operator_name(node.target) not in _EXACT:
@@ -204,8 +206,7 @@ def _path(node: torch.fx.Node) -> str:
 def _operator(node: torch.fx.Node) -> str:
     """The class of a ready-made module of torch.nn, else the operator."""
     stack = _stack(node)
-    kind = str(stack[-1][1]).strip("<class '>") if stack else ""
-    parts = kind.split(".")
+    parts = str(stack[-1][1]).removeprefix("<class '").removesuffix("'>").split(".") if stack else []
     if parts[:3] == ["torch", "nn", "modules"] and parts[3] not in _CONTAINERS:
         return parts[-1]
     return operator_name(node.target)
@@ -214,10 +215,7 @@ def _operator(node: torch.fx.Node) -> str:
 def _line(node: torch.fx.Node) -> str:
     """Where the user wrote it, from the stack that torch.export recorded."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
-    for place, code in reversed(list(zip(lines, lines[1:], strict=False))):
+    for place, code in reversed(list(itertools.pairwise(lines))):
         if place.startswith('File "') and "/torch/" not in place:
             return f"({place.removeprefix('File ').rpartition(', in')[0].replace(', line ', ':')}: `{code}`)"
     return ""
-
-
-__all__ = ["Callable", "Extraction", "interpret"]

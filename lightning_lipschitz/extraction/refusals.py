@@ -12,17 +12,30 @@ _JUMP = "It jumps, and a jump is steeper than any constant."
 _ATTENTION = "Dot-product attention is not Lipschitz on an unbounded domain (Kim, Papamakarios and Mnih 2021)."
 
 _NEVER = {
-    _PRODUCT: "mul matmul mm bmm baddbmm addmm addbmm mv dot vdot inner outer einsum bilinear _trilinear addcmul glu addr kron",
+    _PRODUCT: (
+        "mul matmul mm bmm baddbmm addmm addbmm mv dot vdot inner outer einsum bilinear _trilinear addcmul glu addr "
+        "kron"
+    ),
     "The quotient of two values that depend on the input has an unbounded slope.": "div true_divide divide addcdiv",
-    _STEEP: "exp exp2 expm1 special_expm1 log log2 log10 log1p sqrt rsqrt reciprocal square pow tan sinh cosh acos asin acosh asinh atanh "
-    "digamma lgamma erfinv logit special_logit prod cumprod float_power atan2 normalize hypot",
-    _JUMP: "sign sgn round floor ceil trunc fix frac heaviside gt ge lt le eq ne argmax argmin argsort floor_divide "
-    "remainder fmod bucketize isnan isfinite logical_not logical_and logical_or bitwise_not where any all nonzero signbit",
-    _ATTENTION: "scaled_dot_product_attention _native_multi_head_attention _scaled_dot_product_flash_attention_for_cpu",
+    _STEEP: (
+        "exp exp2 expm1 special_expm1 log log2 log10 log1p sqrt rsqrt reciprocal square pow tan sinh cosh acos asin "
+        "acosh asinh atanh digamma lgamma erfinv logit special_logit prod cumprod float_power atan2"
+    ),
+    _JUMP: (
+        "sign sgn round floor ceil trunc fix frac heaviside gt ge lt le eq ne argmax argmin argsort floor_divide "
+        "remainder fmod bucketize isnan isfinite logical_not logical_and logical_or bitwise_not any all nonzero signbit"
+    ),
+    _ATTENTION: (
+        "scaled_dot_product_attention _native_multi_head_attention _scaled_dot_product_flash_attention_for_cpu"
+    ),
 }
 _REPLACE = {
-    "Use nn.Dropout, which follows the module's training flag, or pass training=self.training.": "native_dropout dropout feature_dropout alpha_dropout",
-    "Keep running statistics (track_running_stats=True): statistics of the batch let samples act on each other.": "_native_batch_norm_legit",
+    "Use nn.Dropout, which follows the module's training flag, or pass training=self.training.": (
+        "native_dropout dropout feature_dropout alpha_dropout"
+    ),
+    "Keep running statistics (track_running_stats=True): statistics of the batch let samples act on each other.": (
+        "_native_batch_norm_legit"
+    ),
 }
 _NOT_YET = {
     "Recurrent layers have no rule.": "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",

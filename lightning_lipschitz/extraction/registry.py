@@ -1,7 +1,7 @@
 """The registry: which ATen operator is carried out by which rule.
 
-A rule is a function of the operator's own arguments, after a ``Context``. Tensors that depend on the model's input arrive
-as ``Traced``, all others as plain CPU tensors or numbers. To support one more operator, write one such function:
+A rule is a function of the operator's own arguments, after a ``Context``. Tensors that depend on the model's input
+arrive as ``Traced``, all others as plain CPU tensors or numbers. To support one more operator, write one such function:
 
     @rule("neg")
     def neg(context: Context, x: Traced) -> Traced:
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -23,13 +23,14 @@ from lightning_lipschitz.extraction.expression import Expression
 from lightning_lipschitz.network import Array
 
 Rule = Callable[..., Any]
+AnyRule = TypeVar("AnyRule", bound=Rule)
 _RULES: dict[str, Rule] = {}
 
 
-def rule(*operators: str) -> Callable[[Rule], Rule]:
+def rule(*operators: str) -> Callable[[AnyRule], AnyRule]:
     """Register a function for these ATen operators, named as in ``aten::name``, whatever their overload."""
 
-    def register(function: Rule) -> Rule:
+    def register(function: AnyRule) -> AnyRule:
         for operator in operators:
             if operator in _RULES:
                 raise RuntimeError(f"two rules for {operator}")

@@ -12,8 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from lightning_lipschitz.extraction.expression import Expression, concatenate
 from lightning_lipschitz.extraction.registry import Activated, Context, Units, rule
 from lightning_lipschitz.extraction.slopes import NotLipschitzError, Slopes, activations
-from lightning_lipschitz.extraction.traced import Layout, Traced, aligned
-from lightning_lipschitz.network import Array
+from lightning_lipschitz.extraction.traced import Layout, Traced, aligned, broadcast
 
 _FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {  # of the table's entries that are no ATen operator
     "softsign": F.softsign,
@@ -65,7 +64,7 @@ for _operator, _table in activations().items():
 
 
 @rule("prelu", "_prelu_kernel")
-def prelu(context: Context, x: Traced, weight: torch.Tensor) -> Traced:
+def prelu(context: Context, x: Traced, weight: Any) -> Traced:
     """One slope for all or one a channel, channels in dimension 1."""
     if isinstance(weight, Traced):
         raise context.unsupported("never", "Its slope depends on the input.")
@@ -82,13 +81,13 @@ def _leaky(y: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
 
 
 @rule("clamp", "clip")
-def clamp(context: Context, x: Traced, min: Any = None, max: Any = None) -> Traced:  # noqa: A002 - ATen's names
+def clamp(context: Context, x: Traced, min: Any = None, max: Any = None) -> Traced:
     """The identity between two bounds, which may differ from unit to unit."""
     if isinstance(min, Traced) or isinstance(max, Traced):
         raise context.unsupported("not yet", "Clamping between values that depend on the input has no rule.")
-    low, high = _bound(-np.inf if min is None else min), _bound(np.inf if max is None else max)
-    layout, lower = aligned(x, torch.broadcast_tensors(low, high)[0])
-    upper = layout.per_sample(torch.broadcast_tensors(low, high)[1].expand(layout.shape))
+    low, high = broadcast(_bound(-np.inf if min is None else min), _bound(np.inf if max is None else max))
+    layout, lower = aligned(x, low)
+    upper = layout.per_sample(high.expand(layout.shape))
     units = Units(np.zeros_like(lower), (lower < upper).astype(np.float64), torch.clamp, (lower, upper))
     return activate(context, layout, layout.select(x.expression), units)
 
@@ -98,15 +97,12 @@ def _bound(value: torch.Tensor | float) -> torch.Tensor:
 
 
 @rule("clamp_min")
-def clamp_min(context: Context, x: Traced, min: Any) -> Traced:  # noqa: A002
+def clamp_min(context: Context, x: Traced, min: Any) -> Traced:
     """``max(x, min)``."""
     return clamp(context, x, min=min)
 
 
 @rule("clamp_max")
-def clamp_max(context: Context, x: Traced, max: Any) -> Traced:  # noqa: A002
+def clamp_max(context: Context, x: Traced, max: Any) -> Traced:
     """``min(x, max)``."""
     return clamp(context, x, max=max)
-
-
-__all__ = ["Array", "activate"]

@@ -12,7 +12,7 @@ from scipy import sparse
 from lightning_lipschitz.extraction.coefficients import UNIT_ROUNDOFF, Matrix
 from lightning_lipschitz.extraction.registry import Context, Units, rule
 from lightning_lipschitz.extraction.rules_activation import activate, clamp_max, clamp_min
-from lightning_lipschitz.extraction.traced import SampleMixing, Traced, aligned
+from lightning_lipschitz.extraction.traced import SampleMixing, Traced, aligned, broadcast
 from lightning_lipschitz.network import Array
 
 _PRODUCT = "The product of two values that both depend on the input grows without bound."
@@ -112,7 +112,7 @@ def add(context: Context, x: Any, y: Any, alpha: float = 1) -> Traced:
 
 
 def _sum(x: Traced, y: Traced) -> Traced:
-    indices = torch.broadcast_tensors(x.index, y.index)
+    indices = broadcast(x.index, y.index)
     one, two = (replace(each, index=index).layout() for each, index in zip((x, y), indices, strict=True))
     if not torch.equal(one.positions, two.positions):
         raise SampleMixing

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_lipschitz.extraction.expression import Expression, concatenate
 from lightning_lipschitz.extraction.registry import Context, rule
-from lightning_lipschitz.extraction.traced import SampleMixing, Traced
+from lightning_lipschitz.extraction.traced import SampleMixing, Traced, broadcast
 
-_MOVES = """
-    alias as_strided_copy atleast_1d atleast_2d atleast_3d broadcast_to channel_shuffle chunk clone contiguous detach diagonal expand
-    expand_as flatten flip fliplr flipud gather index index_select lift_fresh_copy mT moveaxis movedim narrow numpy_T permute
-    pixel_shuffle pixel_unshuffle ravel repeat repeat_interleave reshape reshape_as roll rot90 select slice split split_with_sizes
-    squeeze swapaxes swapdims t take_along_dim tensor_split tile transpose unbind unflatten unfold unsqueeze view view_as
-    _unsafe_view
-""".split()
+_MOVES = (
+    "alias atleast_1d atleast_2d atleast_3d broadcast_to channel_shuffle chunk clone contiguous detach diagonal expand "
+    "expand_as flatten flip fliplr flipud gather index index_select lift_fresh_copy mT moveaxis movedim narrow numpy_T "
+    "permute pixel_shuffle pixel_unshuffle ravel repeat repeat_interleave reshape reshape_as roll rot90 select slice "
+    "split split_with_sizes squeeze swapaxes swapdims t take_along_dim tensor_split tile transpose unbind unflatten "
+    "unfold unsqueeze view view_as _unsafe_view"
+)
 
 
 def _carry_out(context: Context, operator: str, args: Any, kwargs: Any) -> Any:
@@ -46,7 +46,7 @@ def _register(operator: str) -> None:
         return _carry_out(context, operator, args, kwargs)
 
 
-for _operator in _MOVES:
+for _operator in _MOVES.split():
     _register(_operator)
 
 
@@ -99,9 +99,7 @@ for _operator in ("select_scatter", "slice_scatter", "diagonal_scatter"):
 
 def _choose(context: Context, mask: torch.Tensor, yes: Traced, no: Traced) -> Traced:
     """``where`` with a known mask."""
-    result = _carry_out(context, "where", (mask, yes, no), {})
-    assert isinstance(result, Traced)
-    return result
+    return cast(Traced, _carry_out(context, "where", (mask, yes, no), {}))
 
 
 @rule("constant_pad_nd")
@@ -109,7 +107,7 @@ def constant_pad_nd(context: Context, x: Traced, pad: list[int], value: float = 
     """Known numbers around a traced tensor."""
     inside = torch.ops.aten.constant_pad_nd(torch.ones(x.index.shape, dtype=torch.bool), pad, False)
     padded = Traced(x.expression, torch.ops.aten.constant_pad_nd(x.index, pad, 0), context.batch)
-    # The border repeats entry 0 of sample 0 for the moment, so the batch dimension is told by the tensor before padding.
+    # Outside, `padded` holds entry 0 of sample 0 until it is chosen away: only `x` can tell the batch dimension.
     border = _known(context.constant(torch.full(inside.shape, float(value))), x.batch_axis(), context.batch)
     return _choose(context, inside, padded, border)
 
@@ -118,7 +116,7 @@ def constant_pad_nd(context: Context, x: Traced, pad: list[int], value: float = 
 def pad(context: Context, x: Traced, pad: list[int], mode: str = "constant", value: float | None = None) -> Traced:
     """Known numbers, or a copy of the tensor's own entries, around a traced tensor."""
     if mode == "constant":
-        return constant_pad_nd(context, x, pad, value or 0.0)  # type: ignore[no-any-return]
+        return constant_pad_nd(context, x, pad, value or 0.0)
     moved = torch.ops.aten.pad(x.index.double(), pad, mode)  # reflection exists for floating-point tensors only
     return Traced(x.expression, moved.long(), context.batch)
 
@@ -134,9 +132,8 @@ def where(context: Context, condition: Any, x: Any, y: Any) -> Traced:
     """A choice by a known mask."""
     if isinstance(condition, Traced):
         raise context.unsupported("never", "A choice that depends on the input jumps where it changes.")
-    shape = torch.broadcast_shapes(
-        *(each.index.shape if isinstance(each, Traced) else torch.as_tensor(each).shape for each in (condition, x, y))
-    )
+    given = (each.index if isinstance(each, Traced) else torch.as_tensor(each) for each in (condition, x, y))
+    shape = broadcast(*given)[0].shape
     spread = [_spread(each, shape) for each in (x, y)]
     return _choose(context, torch.broadcast_to(condition, shape), *_all_traced(context, *spread))
 
@@ -150,11 +147,11 @@ def _spread(value: Any, shape: torch.Size) -> Any:
 @rule("masked_fill")
 def masked_fill(context: Context, x: Traced, mask: Any, value: Any) -> Traced:
     """A known number where a known mask says so."""
-    return where(context, mask, value, x)  # type: ignore[no-any-return]
+    return where(context, mask, value, x)
 
 
 @rule("_to_copy", "to", "type_as", "_conj", "resolve_conj", "resolve_neg", "lift", "lift_fresh", "real")
-def cast(context: Context, x: Traced, *args: Any, **kwargs: Any) -> Traced:
+def change_type(context: Context, x: Traced, *args: Any, **kwargs: Any) -> Traced:
     """A change of dtype or device. In real arithmetic a cast between floating-point types is the identity."""
     if context.dtype is not None and not context.dtype.is_floating_point:
         raise context.unsupported("never", f"A cast to {context.dtype} jumps.")
@@ -183,9 +180,7 @@ def _register_filled(operator: str) -> None:
     @rule(operator)
     def filled(context: Context, x: Traced, *args: Any, **kwargs: Any) -> torch.Tensor:
         blank = torch.zeros(x.index.shape, dtype=context.dtype)
-        result = getattr(torch.ops.aten, operator)(blank, *args, **kwargs)
-        assert isinstance(result, torch.Tensor)
-        return result
+        return cast(torch.Tensor, getattr(torch.ops.aten, operator)(blank, *args, **kwargs))
 
 
 for _operator in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "fill"):

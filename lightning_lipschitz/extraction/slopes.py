@@ -6,13 +6,14 @@ All of them are continuous and piecewise differentiable, so the interval that ho
 theorem). A function of this table takes the operator's own arguments (without the input) and returns (alpha, beta).
 
 Numbers that are not read off a closed form are extrema of the derivative of a smooth function: its stationary point was
-found with 40 digits (mpmath), and the value moved outwards to the tenth decimal. The tests enclose the same derivatives by
-interval arithmetic.
+found with 40 digits (mpmath), and the value moved outwards to the tenth decimal. The tests enclose the same derivatives
+by interval arithmetic.
 
-    SiLU          sigma(x) + x sigma'(x)        -0.09983932012886...  1.09983932012886...   at x = -+2.39935728051546...
-    GELU (exact)  Phi(x) + x Phi'(x)            -0.12890414518515...  1.12890414518515...   at x = -+sqrt(2)
-    GELU (tanh)   (x (1 + tanh u(x)) / 2)'      -0.12899306865877...  1.12899306865877...   at x = -+1.41850400879082...
-    Mish          (x tanh(softplus(x)))'        -0.11252612238946...  1.08849816125172...   at x = -2.25637639636079..., 1.49057117948542...
+    activation    derivative                    smallest, largest                         at x =
+    SiLU          sigma(x) + x sigma'(x)        -0.09983932012886..., 1.09983932012886... -+2.39935728051546...
+    GELU (exact)  Phi(x) + x Phi'(x)            -0.12890414518515..., 1.12890414518515... -+sqrt(2)
+    GELU (tanh)   (x (1 + tanh u(x)) / 2)'      -0.12899306865877..., 1.12899306865877... -+1.41850400879082...
+    Mish          (x tanh(softplus(x)))'        -0.11252612238946..., 1.08849816125172... -2.256376..., 1.490571...
 """
 
 from __future__ import annotations
@@ -45,8 +46,7 @@ def activations() -> dict[str, Callable[..., Slopes]]:
     return dict(_TABLE)
 
 
-def _above(value: float) -> float:
-    return float(np.nextafter(value, math.inf))
+_ONE_SIXTH = float(np.float32(1 / 6))  # above 1/6; some kernels of PyTorch multiply by this rounded constant
 
 
 def _fixed(alpha: float, beta: float, *operators: str) -> None:
@@ -56,10 +56,10 @@ def _fixed(alpha: float, beta: float, *operators: str) -> None:
 _fixed(0.0, 1.0, "relu", "relu6", "tanh", "atan", "arctan", "log_sigmoid", "softsign", "tanhshrink")
 _fixed(-1.0, 1.0, "abs", "sin", "cos")
 _fixed(0.0, 0.25, "sigmoid", "special_expit")
-_fixed(0.0, _above(1 / 6), "hardsigmoid")
+_fixed(0.0, _ONE_SIXTH, "hardsigmoid")
 _fixed(0.0, 1.1283791670955128, "erf", "special_erf")  # 2 / sqrt(pi) = 1.12837916709551257...
 _fixed(0.0, 1.7580993408473770, "selu")  # lambda alpha = 1.75809934084737685...
-_fixed(-0.5, 1.5, "hardswish")  # (2 x + 3) / 6 on [-3, 3]
+_fixed(-3.0 * _ONE_SIXTH, 9.0 * _ONE_SIXTH, "hardswish")  # (2 x + 3) / 6 on [-3, 3]
 _fixed(-0.0998393202, 1.0998393202, "silu")
 _fixed(-0.1125261224, 1.0884981613, "mish")
 
@@ -113,9 +113,10 @@ def celu(alpha: float = 1.0) -> Slopes:
 
 @slopes("softplus")
 def softplus(beta: float = 1.0, threshold: float = 20.0) -> Slopes:
-    """A logistic function's integral. Past the threshold PyTorch returns x itself: a jump of log(1 + exp(-threshold)) / beta.
+    """The integral of a logistic function, whose slope is in [0, 1].
 
-    At the default of 20 this is 2e-9 / beta, below the resolution of float32: an implementation of the smooth function.
+    Past the threshold PyTorch returns x itself, a jump of log(1 + exp(-threshold)) / beta. At the default of 20 this is
+    2e-9 / beta, below the resolution of float32: an implementation of the smooth function, and read as such.
     """
     if threshold < 20:
         raise NotLipschitzError(

@@ -1,17 +1,13 @@
-"""nn.Module -> a graph of ATen operators, without a trace of the tracing left on the module.
+"""nn.Module -> a graph of ATen operators.
 
-``torch.export`` (non-strict) runs the module's own Python on fake tensors. Its graph is functional, refers to parameters and
-buffers by name, and keeps the number of samples symbolic.
+``torch.export`` (non-strict) runs the module's own Python on fake tensors. Its graph is functional, refers to
+parameters and buffers by name, and keeps the number of samples symbolic.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import traceback
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +17,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from lightning_lipschitz.errors import ArgumentError, ExtractionError
 from lightning_lipschitz.extraction.patterns import fuse
-
-_NOISY = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export", "torch._subclasses.fake_tensor")
+from lightning_lipschitz.extraction.undisturbed import clean, quiet_export, undisturbed
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,70 +41,14 @@ class Graph:
     shape: tuple[int, ...]
 
 
-def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    """The module that ``torch.compile`` wrapped."""
-    while isinstance(inner := getattr(model, "_orig_mod", None), torch.nn.Module):
-        model = inner
-    return model
-
-
-def clean(path: str) -> str:
-    """A dotted name without what ``torch.compile`` inserts."""
-    return ".".join(part for part in path.split(".") if part != "_orig_mod")
-
-
-@contextlib.contextmanager
-def undisturbed(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no autocast, no compilation and no logging, all of it put back at the end.
-
-    Flags are set one module at a time: ``eval()`` and ``train()`` would overwrite a user's frozen submodules.
-    """
-    flags = [(module, module.training) for module in model.modules()]
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        for device in {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}:
-            stack.enter_context(torch.autocast(device, enabled=False))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for module in model.modules():
-            stack.enter_context(_silent(module))
-        try:
-            for module, _ in flags:
-                object.__setattr__(module, "training", False)
-            yield
-        finally:
-            for module, training in flags:
-                object.__setattr__(module, "training", training)
-
-
-@contextlib.contextmanager
-def _silent(module: torch.nn.Module) -> Iterator[None]:
-    """A LightningModule (of either package) whose ``self.log`` does nothing."""
-    names = ("log", "log_dict") if any(base.__name__ == "LightningModule" for base in type(module).__mro__) else ()
-    own = {name: module.__dict__[name] for name in names if name in module.__dict__}
-    module.__dict__.update(dict.fromkeys(names, _nothing))
-    try:
-        yield
-    finally:
-        for name in names:
-            del module.__dict__[name]
-        module.__dict__.update(own)
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    return None
-
-
-def example(model: torch.nn.Module, given: Any) -> torch.Tensor:
+def example(model: torch.nn.Module, given: object) -> torch.Tensor:
     """What to trace with: zeros of the given shape, at least two samples, on the model's device and in its dtype.
 
     Raises:
         ArgumentError: not one floating-point tensor with a batch dimension.
         ExtractionError: several inputs.
     """
-    if isinstance(given, (tuple, list, Mapping)) and not isinstance(given, torch.Tensor):
+    if isinstance(given, (tuple, list, Mapping)):
         raise ExtractionError(
             type(model).__name__,
             f"it was given {len(given)} inputs as a {type(given).__name__}, and several inputs are not supported yet.",
@@ -137,7 +76,7 @@ def trace(model: torch.nn.Module, given: Any) -> Graph:
     """
     _refuse_untraceable(model)
     x = example(model, given)
-    with undisturbed(model), _quiet_export():
+    with undisturbed(model), quiet_export():
         try:
             exported = torch.export.export(model, (x,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
             exported = exported.run_decompositions({})
@@ -154,21 +93,6 @@ def _refuse_untraceable(model: torch.nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if torch.nn.parameter.is_lazy(tensor) or tensor.is_meta:
             raise ExtractionError(f"`{name}`", "it has no values yet.", "Run the model once, or load its weights.")
-
-
-@contextlib.contextmanager
-def _quiet_export() -> Iterator[None]:
-    """torch.export prints the graph it fails on; the error that is raised says it better."""
-    loggers = [logging.getLogger(name) for name in _NOISY]
-    levels = [logger.level for logger in loggers]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def _explained(model: torch.nn.Module, error: Exception) -> ExtractionError:
@@ -201,7 +125,8 @@ def _graph(model: torch.nn.Module, exported: ExportedProgram, x: torch.Tensor) -
     if len(users) != 1 or len(outputs) != 1 or not exported.call_spec.out_spec.is_leaf():
         raise ExtractionError(
             name,
-            f"it returns {len(outputs)} values in a {exported.call_spec.out_spec.type}, and several outputs are not supported yet.",
+            f"it returns {exported.call_spec.out_spec.num_leaves} tensors in a container, and several outputs are not "
+            "supported yet.",
             "Wrap it in a module whose forward returns the one tensor whose Lipschitz constant you want.",
         )
     node, position = exported.graph.output_node(), signature.output_specs.index(outputs[0])
@@ -211,7 +136,7 @@ def _graph(model: torch.nn.Module, exported: ExportedProgram, x: torch.Tensor) -
     if stateful:
         raise ExtractionError(
             name,
-            f"its output depends on the buffer `{clean(str(specs[stateful.pop()].target))}`, which its forward changes.",
+            f"its output depends on a buffer that its forward changes, `{clean(str(specs[stateful.pop()].target))}`.",
             "In evaluation mode the same input must give the same output.",
         )
     tensors = {

@@ -1,8 +1,8 @@
 """Traced: a tensor of the model, with its batch dimension, in terms of one per-sample expression.
 
 Which entry of the expression sits at which position is an integer tensor of the traced tensor's own shape. So every
-operation that only moves data (reshape, permute, slice, cat, expand, flip ...) is carried out by running that very operation
-on the integers, and the batch dimension may be anywhere.
+operation that only moves data (reshape, permute, slice, cat, expand, flip ...) is carried out by running that very
+operation on the integers, and the batch dimension may be anywhere.
 """
 
 from __future__ import annotations
@@ -74,7 +74,13 @@ class Traced:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The same for every sample: ``entries``, shape (rows, width); ``positions[b]`` are the rows' places in the tensor."""
+    """Rows of entries, the same for every sample.
+
+    Args:
+        entries: shape (rows, width), numbers of entries of the expression.
+        positions: shape (batch, rows); where the rows of each sample lie in the flattened tensor.
+        shape: of that tensor, without its last dimension if the rows are vectors along it.
+    """
 
     entries: Indices
     positions: torch.Tensor
@@ -103,8 +109,13 @@ class Layout:
         return values[0].numpy().astype(np.float64)
 
 
+def broadcast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """``torch.broadcast_tensors``, typed."""
+    return tuple(torch.broadcast_tensors(*tensors))  # type: ignore[no-untyped-call]
+
+
 def aligned(x: Traced, constant: torch.Tensor) -> tuple[Layout, Array]:
     """Broadcast against a known tensor: the layout of ``x`` after it, and the constant per entry."""
-    index, constant = torch.broadcast_tensors(x.index, constant)
+    index, constant = broadcast(x.index, constant)
     layout = replace(x, index=index).layout()
     return layout, layout.per_sample(constant)
