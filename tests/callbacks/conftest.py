@@ -1,20 +1,14 @@
+from pathlib import Path
+
 import pytest
 import pytorch_lightning as pl
 
-from tests.modules import loader
-
-# Lightning's own advice, which a test cannot follow.
-UNAVOIDABLE = (
-    r"ignore:The '\w+' does not have many workers which may be a bottleneck",
-    r"ignore:The number of training batches \(\d+\) is smaller than the logging interval",
-    r"ignore:You defined a `validation_step` but have no `val_dataloader`",
-    r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated",
-)
+from tests.modules import UNAVOIDABLE, loader
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "callbacks" in item.path.parts or item.path.name == "test_lightning_cli.py":
+        if item.path.parent == Path(__file__).parent:
             for message in UNAVOIDABLE:
                 item.add_marker(pytest.mark.filterwarnings(message))
 
