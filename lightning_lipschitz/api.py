@@ -37,15 +37,20 @@ def certify(
 ) -> Certificate:
     r"""A proved upper bound L of the l2 Lipschitz constant: :math:`|f(x) - f(x')|_2 \le L\, |x - x'|_2` for all inputs.
 
-    The bound is global, in eval mode, of the function between the flattened input and the flattened output, and it does not
-    use the biases: a network may be less steep than any such bound. Source: Fazlyab et al., "Efficient and accurate estimation of
-    Lipschitz constants for deep neural networks", NeurIPS 2019; see :mod:`lightning_lipschitz.certificate.lmi` for the theorem.
+    The bound is global, in eval mode, of the function between the flattened input and the flattened output, and it
+    does not
+    use the biases: a network may be less steep than any such bound. Source: Fazlyab et al., "Efficient and accurate
+        estimation of
+    Lipschitz constants for deep neural networks", NeurIPS 2019; see :mod:`lightning_lipschitz.certificate.lmi` for the
+    theorem.
 
     Args:
-        model: any ``nn.Module`` (also a LightningModule); or weight matrices, shape (outputs, inputs), first layer first; or a Network.
-        example_input: for a module: one batch of inputs, shape (batch, ...). By default the module's ``example_input_array``.
-        method: "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", or "auto": the tightest that fits the time limit and the memory.
-            "lipsdp-network" is for reproduction only and never certified.
+        model: any ``nn.Module`` (also a LightningModule); or weight matrices, shape (outputs, inputs), first layer
+            first; or a Network.
+        example_input: for a module: one batch of inputs, shape (batch, ...). By default the module's
+            ``example_input_array``.
+        method: "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", or "auto": the tightest that fits the
+            time limit and the memory. "lipsdp-network" is for reproduction only and never certified.
         solver: "native", or "clarabel" / "scs" through cvxpy.
         rtol: relative duality gap at which the search for the best bound ends. The bound is proved whatever the gap.
         time_limit: seconds; when they are over, the best bound so far is returned.
@@ -79,7 +84,9 @@ def certify(
     return certificate
 
 
-def verify(certificate: Certificate, model: Model, example_input: Any = None, slopes: tuple[float, float] = (0.0, 1.0)) -> float:
+def verify(
+    certificate: Certificate, model: Model, example_input: Any = None, slopes: tuple[float, float] = (0.0, 1.0)
+) -> float:
     """Prove the certificate's bound again, on the model at hand.
 
     Args:
@@ -90,7 +97,8 @@ def verify(certificate: Certificate, model: Model, example_input: Any = None, sl
         ``certificate.upper_bound``, l2 output change per l2 input change, now proved of ``model``.
 
     Raises:
-        CertificateError: the certificate is not a certified one, belongs to another network, or its proof does not hold.
+        CertificateError: the certificate is not a certified one, belongs to another network, or its proof does not
+            hold.
 
     Example:
         >>> weights = [[[1.0, 2.0], [1.0, -2.0]], [[1.0, 1.0]]]
@@ -107,12 +115,20 @@ def verify(certificate: Certificate, model: Model, example_input: Any = None, sl
         )
     bound = prove(network, certificate.proof)
     if bound is None or not bound <= certificate.upper_bound:
-        raise CertificateError(f"the proof of the bound {certificate.upper_bound!r} does not hold; the file may be damaged.")
+        raise CertificateError(
+            f"the proof of the bound {certificate.upper_bound!r} does not hold; the file may be damaged."
+        )
     return certificate.upper_bound
 
 
 def lower_bound(
-    model: nn.Module, inputs: Tensor, *, steps: int = 50, pairs: int = 64, seed: int = 0, device: str | torch.device = "cpu"
+    model: nn.Module,
+    inputs: Tensor,
+    *,
+    steps: int = 50,
+    pairs: int = 64,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
 ) -> LowerBound:
     """A LOWER bound of the l2 Lipschitz constant: the steepest pair of inputs that a gradient ascent finds.
 
@@ -137,7 +153,9 @@ def lower_bound(
         True
     """
     if not isinstance(inputs, Tensor) or inputs.ndim < 2 or len(inputs) == 0:
-        raise ArgumentError("inputs", tuple(getattr(inputs, "shape", ())), "a tensor of at least one input, shape (batch, ...)")
+        raise ArgumentError(
+            "inputs", tuple(getattr(inputs, "shape", ())), "a tensor of at least one input, shape (batch, ...)"
+        )
     for name, value, least in (("steps", steps, 0), ("pairs", pairs, 1)):
         if not isinstance(value, int) or value < least:
             raise ArgumentError(name, value, f"an integer >= {least}")

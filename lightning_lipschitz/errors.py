@@ -98,3 +98,17 @@ class SolverError(LipschitzError):
 
 class NumericalWarning(UserWarning):
     """A result that is right but less accurate than was asked for."""
+
+
+class WeightFileError(LipschitzError):
+    """A weight file that cannot be used."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+
+
+class MissingExtraError(LipschitzError, ImportError):
+    """An optional dependency that is not installed."""
+
+    def __init__(self, purpose: str, package: str, extra: str) -> None:
+        super().__init__(f"{purpose} needs {package}: `pip install lightning-lipschitz[{extra}]`.")

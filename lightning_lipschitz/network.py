@@ -64,7 +64,8 @@ class Term:
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """A sum of terms plus ``bias``. Global bounds do not depend on the bias; it is kept so that the network can be run."""
+    """A sum of terms plus ``bias``. Global bounds do not depend on the bias; it is kept so that the network can be
+    run."""
 
     terms: tuple[Term, ...]
     bias: Array
@@ -125,8 +126,7 @@ class Layer:
     @property
     def elementwise(self) -> bool:
         """Whether every unit has a multiplier of its own."""
-        assert self.group is not None
-        return len(np.unique(self.group)) == self.size
+        return len(np.unique(np.asarray(self.group))) == self.size
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,11 +181,13 @@ class Network:
         """
         if len(weights) == 0:
             raise EmptyNetworkError
-        affines = []
+        affines: list[Affine] = []
         for k, weight in enumerate(weights):
             matrix = _frozen(weight, f"weight matrix {k}", 2)
             if k and matrix.shape[1] != affines[-1].size:
-                raise ShapeError(f"weight matrix {k}", matrix.shape, f"{affines[-1].size} columns, the rows of the one before")
+                raise ShapeError(
+                    f"weight matrix {k}", matrix.shape, f"{affines[-1].size} columns, the rows of the one before"
+                )
             bias = np.zeros(len(matrix)) if biases is None else biases[k]
             affines.append(Affine((Term(k, matrix),), np.asarray(bias, dtype=np.float64)))
         alpha, beta = (np.float64(slope) for slope in slopes)
@@ -213,7 +215,7 @@ class Network:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of everything a bound depends on: structure, matrices, slopes, groups. Biases and names play no part."""
+        """SHA-256 of all that a bound depends on: structure, matrices, slopes, groups; not of biases and names."""
         sha = hashlib.sha256(b"lightning-lipschitz network 1")
 
         def feed(values: npt.NDArray[np.generic]) -> None:
@@ -225,8 +227,8 @@ class Network:
                 sha.update(f"term {term.source} {float(term.rounding).hex()}".encode())
                 feed(term.matrix)
         for layer in self.layers:
-            assert layer.group is not None
-            for values in (layer.alpha, layer.beta, np.unique(layer.group, return_inverse=True)[1].astype(np.int64)):
+            numbers = np.unique(np.asarray(layer.group), return_inverse=True)[1].astype(np.int64)
+            for values in (layer.alpha, layer.beta, numbers):
                 feed(values)
         sha.update(repr(self.sizes).encode())
         return sha.hexdigest()

@@ -25,7 +25,10 @@ def chain(sizes, seed=0, gain=1.0, slopes=(0.0, 1.0)):
 
 
 def random_affine(rng, sources, rows, sizes, gain=1.0):
-    return Affine(tuple(Term(j, gain * rng.normal(size=(rows, sizes[j])) / np.sqrt(sizes[j])) for j in sources), rng.normal(size=rows))
+    return Affine(
+        tuple(Term(j, gain * rng.normal(size=(rows, sizes[j])) / np.sqrt(sizes[j])) for j in sources),
+        rng.normal(size=rows),
+    )
 
 
 def residual(widths=(3, 4, 4, 2), seed=0, gain=1.0, slopes=(0.0, 1.0)):
@@ -44,7 +47,10 @@ def per_unit_slopes(seed=0):
     rng = np.random.default_rng(seed)
     alpha = [rng.uniform(-0.5, 0.5, size=n) for n in (4, 3)]
     base = chain((3, 4, 3, 2), seed)
-    layers = [Layer(layer.affine, a, a + rng.uniform(0.1, 1.0, size=len(a))) for layer, a in zip(base.layers, alpha, strict=True)]
+    layers = [
+        Layer(layer.affine, a, a + rng.uniform(0.1, 1.0, size=len(a)))
+        for layer, a in zip(base.layers, alpha, strict=True)
+    ]
     return Network(3, tuple(layers), base.output)
 
 
@@ -62,7 +68,10 @@ def unread_units():
     return Network.from_weights([first, second, [[1.0, 3.0]]])
 
 
-COUNTEREXAMPLE = [[[1.0], [1.0]], [[1.0, -1.0]]]  # relu(x + 1) - relu(x - 1): constant 1, where coupled multipliers prove 0
+COUNTEREXAMPLE = [
+    [[1.0], [1.0]],
+    [[1.0, -1.0]],
+]  # relu(x + 1) - relu(x - 1): constant 1, where coupled multipliers prove 0
 ABSOLUTE = [[[1.0], [-1.0]], [[1.0, -1.0]]]  # relu(x) - relu(-x) = x, bound 2
 TWO_BY_TWO = [[[1.0, 2.0], [1.0, -2.0]], [[1.0, 1.0]]]  # bound 4 / sqrt(3)
 
@@ -151,7 +160,10 @@ def evaluate(network: Network, x: np.ndarray, activation: Callable[[np.ndarray, 
     """The network's outputs for the columns of x, every layer with ``activation(pre-activations, layer)``."""
 
     def apply(affine, sources):
-        return sum((t.matrix @ sources[t.source] for t in affine.terms), start=np.zeros((affine.size, 1))) + affine.bias[:, None]
+        return (
+            sum((t.matrix @ sources[t.source] for t in affine.terms), start=np.zeros((affine.size, 1)))
+            + affine.bias[:, None]
+        )
 
     sources = [x]
     for layer in network.layers:

@@ -1,16 +1,17 @@
 r"""Feasible points of LipSDP-Layer by one sweep through the layers, no optimisation: cheap certified bounds.
 
-Eliminate the blocks of M one after the other; each layer's multiplier c is chosen when its block is reached, so that what is left
-for the others is best.
+Eliminate the blocks of M one after the other; each layer's multiplier c is chosen when its block is reached, so that
+what is left for the others is best.
 
-* ``forward`` starts from the input. With slopes [0, 1] it is ECLipsE-Fast (Xu, Sivaranjani, "ECLipsE: efficient compositional
-  Lipschitz constant estimation for deep neural networks", NeurIPS 2024). Chains only.
+* ``forward`` starts from the input. With slopes [0, 1] it is ECLipsE-Fast (Xu, Sivaranjani, "ECLipsE: efficient
+  compositional Lipschitz constant estimation for deep neural networks", NeurIPS 2024). Chains only.
 * ``backward`` starts from the output. Any graph. Neither is always the better one.
 
-Both allow any slopes. With s = alpha + beta, w = beta - alpha, forward takes ``c = g / p``, p the largest eigenvalue of ``W S^-1 W'``, and
-``g = 2 / (w (w + |s|))``, which maximises the pivot ``2g - s^2 g^2 / (1 + 2 g alpha beta)``. Backward takes ``2c = r + t``, r the largest
-eigenvalue of what the later layers subtract from the block, and ``t = r |s| / w``, which minimises ``c^2 s^2 / (2c - r) - 2 c alpha beta``.
-Slopes [0, 1] give c = 1 / p and c = r. Cost: an eigenvalue and a Cholesky a layer.
+Both allow any slopes; put s = alpha + beta, w = beta - alpha. Forward takes ``c = g / p`` with p the largest
+eigenvalue of ``W S^-1 W'`` and ``g = 2 / (w (w + |s|))``, which maximises the pivot
+``2g - s^2 g^2 / (1 + 2 g alpha beta)``. Backward takes ``2c = r + t`` with r the largest eigenvalue of what the later
+layers subtract from the block and ``t = r |s| / w``, which minimises ``c^2 s^2 / (2c - r) - 2 c alpha beta``. Slopes
+[0, 1] give c = 1 / p and c = r. Cost: an eigenvalue and a Cholesky factorisation a layer.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def forward(network: Network) -> Multipliers | None:
 
 
 def _forward_step(layer: Layer, seen: Array) -> tuple[float, Array | None]:
-    """c and the inverse of the pivot; c is halved where slopes that differ inside the layer make the formula overshoot."""
+    """c and the inverse of the pivot; c is halved where slopes that differ inside the layer make the formula
+    overshoot.
+    """
     alpha, beta = float(layer.alpha.min()), float(layer.beta.max())
     s, w, p = alpha + beta, beta - alpha, _largest_eigenvalue(seen)
     if not p > 0:

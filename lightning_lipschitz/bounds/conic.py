@@ -1,7 +1,9 @@
 """LipSDP through cvxpy and a general conic solver: the independent reference, for small networks.
 
-Clarabel (interior point) needs seconds at 60 hidden units and half a minute at 100; SCS (first order) is faster and less exact, and is
-known to return values below the true constant that it calls optimal. Neither is believed: what comes back is a proposal.
+Clarabel (interior point) needs seconds at 60 hidden units and half a minute at 100; SCS (first order) is faster and
+less exact, and is
+known to return values below the true constant that it calls optimal. Neither is believed: what comes back is a
+proposal.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def solve(
     return Proposal(point, None, status == cp.OPTIMAL, status == cp.USER_LIMIT, solver)
 
 
-def _problem(network: Network, sharing: Sharing) -> tuple[cp.Problem, cp.Variable, list[cp.Expression]]:
+def _problem(network: Network, sharing: Sharing) -> tuple[cp.Problem, cp.Variable, list[Any]]:
     """The program over (rho, one multiplier a group or a layer), with M written as an affine expression."""
     n0, total = network.input_size, network.input_size + network.num_units
     offsets = np.cumsum((0, *network.sizes))
@@ -61,12 +63,13 @@ def _problem(network: Network, sharing: Sharing) -> tuple[cp.Problem, cp.Variabl
     output = _rows(network.output, offsets, total)
     matrix = rho * np.diag(np.r_[np.ones(n0), np.zeros(total - n0)]) - output.T @ output
     for k, layer in enumerate(network.layers, start=1):
-        owner = np.zeros(layer.size, dtype=int) if sharing == "layer" else np.unique(layer.group, return_inverse=True)[1]
-        free = cp.Variable(int(owner.max()) + 1, nonneg=True)
-        expanded = np.eye(len(owner), dtype=float)[:, : int(owner.max()) + 1][owner] @ free
+        group = np.zeros(layer.size, dtype=np.int64) if sharing == "layer" else np.asarray(layer.group)
+        names, owner = np.unique(group, return_inverse=True)
+        free = cp.Variable(len(names), nonneg=True)
+        expanded = np.eye(len(names))[owner] @ free
         rows, units = _rows(layer.affine, offsets, total), np.eye(total)[offsets[k] : offsets[k + 1]]
         s, t = units - layer.alpha[:, None] * rows, units - layer.beta[:, None] * rows
-        half = s.T @ cp.diag(expanded) @ t
+        half = s.T @ cp.atoms.affine.diag.diag(expanded) @ t
         matrix = matrix + half + half.T
         per_layer.append(expanded)
         variables.append(free)
@@ -96,5 +99,3 @@ def _run(problem: cp.Problem, solver: ConicSolver, rtol: float, time_limit: floa
         except cp.SolverError as error:
             raise SolverError(f"{solver} failed: {error}") from error
     return str(problem.status)
-
-

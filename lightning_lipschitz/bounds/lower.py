@@ -1,8 +1,9 @@
 r"""Lower bounds: the steepest pair of inputs found.
 
-For every pair, :math:`|f(u) - f(v)| / |u - v| \le \mathrm{Lip}(f)`. Pairs are pushed up-hill by gradient ascent on the logarithm of the quotient
-(Bungert et al., "CLIP: cheap Lipschitz training of neural networks", SSVM 2021, section 2.1), each with a step of its own that grows while it
-helps and shrinks when it does not; a step that lowers the quotient is undone.
+For every pair, :math:`|f(u) - f(v)| / |u - v| \le \mathrm{Lip}(f)`. Pairs are pushed up-hill by gradient ascent on the
+logarithm of the quotient
+(Bungert et al., "CLIP: cheap Lipschitz training of neural networks", SSVM 2021, section 2.1), each with a step of its
+own that grows while it helps and shrinks when it does not; a step that lowers the quotient is undone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ Function = Callable[[Tensor], Tensor]
 
 FIRST_STEP = 0.1  # relative to |u - v|
 GROWTH, SHRINKAGE = 1.5, 0.5
-CLOSEST = 1e-3  # |u - v| relative to the spread of the inputs: below it float64 cancels and shows slopes that are not there
+CLOSEST = (
+    1e-3  # |u - v| relative to the spread of the inputs: below it float64 cancels and shows slopes that are not there
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +37,9 @@ class LowerBound:
     v: Tensor
 
 
-def steepest_pair(function: Function, inputs: Tensor, *, steps: int, pairs: int, generator: torch.Generator) -> LowerBound:
+def steepest_pair(
+    function: Function, inputs: Tensor, *, steps: int, pairs: int, generator: torch.Generator
+) -> LowerBound:
     """Search from ``pairs`` of the given inputs.
 
     Args:
@@ -49,12 +54,12 @@ def steepest_pair(function: Function, inputs: Tensor, *, steps: int, pairs: int,
     step = torch.full((len(u),), FIRST_STEP, dtype=torch.float64, device=u.device)
     value, gradient = _slope(function, u, v)
     for _ in range(steps):
-        trial = tuple(_moved(x, g, step, u, v) for x, g in zip((u, v), gradient, strict=True))
-        trial_value, trial_gradient = _slope(function, *trial)
-        better = (trial_value > value) & (_norms(trial[0] - trial[1]) > closest)
-        u, v = (_where(better, new, old) for new, old in zip(trial, (u, v), strict=True))
-        gradient = tuple(_where(better, new, old) for new, old in zip(trial_gradient, gradient, strict=True))
-        value = torch.where(better, trial_value, value)
+        new_u, new_v = (_moved(x, g, step, u, v) for x, g in zip((u, v), gradient, strict=True))
+        new_value, new_gradient = _slope(function, new_u, new_v)
+        better = (new_value > value) & (_norms(new_u - new_v) > closest)
+        u, v = _where(better, new_u, u), _where(better, new_v, v)
+        gradient = (_where(better, new_gradient[0], gradient[0]), _where(better, new_gradient[1], gradient[1]))
+        value = torch.where(better, new_value, value)
         step = torch.where(better, GROWTH * step, SHRINKAGE * step)
     best = int(value.argmax())
     return LowerBound(float(value[best]), u[best], v[best])
@@ -80,8 +85,8 @@ def _slope(function: Function, u: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tens
         change = function(torch.cat([u, v])).flatten(1)
         quotient = _norms(change[: len(u)] - change[len(u) :]) / _norms(u - v)
         gradient = torch.autograd.grad(quotient.clamp_min(1e-300).log().sum(), (u, v), allow_unused=True)
-    found = tuple(torch.zeros_like(u) if g is None else g.nan_to_num() for g in gradient)
-    return quotient.detach().nan_to_num(nan=0.0), (found[0], found[1])
+    left, right = (torch.zeros_like(u) if g is None else g.nan_to_num() for g in gradient)
+    return quotient.detach().nan_to_num(nan=0.0), (left, right)
 
 
 def _moved(x: Tensor, gradient: Tensor, step: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -95,4 +100,5 @@ def _where(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 def _norms(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1)
+    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norms

@@ -12,7 +12,9 @@ from lightning_lipschitz.network import Network
 
 
 def propose(network: Network) -> Norms:
-    """A proved upper bound of the spectral norm of every matrix; one symmetric eigenvalue problem each, on its smaller side."""
+    """A proved upper bound of the spectral norm of every matrix; one symmetric eigenvalue problem each, on its smaller
+    side.
+    """
     return Norms(
         tuple(
             tuple(norm_upper_bound(term.matrix, term.rounding, SIGNING_MARGIN) for term in affine.terms)

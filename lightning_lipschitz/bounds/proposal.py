@@ -16,7 +16,8 @@ class Proposal:
 
     Attributes:
         multipliers: for the network as given; may be slightly infeasible.
-        lower_bound: no multipliers of this kind prove less than this (sqrt of the dual value), None where the solver does not say.
+        lower_bound: no multipliers of this kind prove less than this (sqrt of the dual value), None where the solver
+            does not say.
         converged: whether the solver reached its tolerance.
         timed_out: whether it stopped for the time limit.
         solver: its name.

@@ -58,7 +58,8 @@ class _Clock:
 def certify_network(network: Network, settings: Settings) -> Certificate:
     """The lowest bound that the kernel signs.
 
-    An explicit "norm-product" or "closed-form" is that method's own number. The LipSDP methods never return more than those two.
+    An explicit "norm-product" or "closed-form" is that method's own number. The LipSDP methods never return more than
+    those two.
 
     Raises:
         SolverError: nothing could be signed (a bound beyond the range of float64).
@@ -66,7 +67,9 @@ def certify_network(network: Network, settings: Settings) -> Certificate:
     clock = _Clock(settings.time_limit)
     found = _search(network, settings, clock)
     if not found.signed:
-        raise SolverError("no method gave a bound that could be verified; the bound may lie beyond the range of float64.")
+        raise SolverError(
+            "no method gave a bound that could be verified; the bound may lie beyond the range of float64."
+        )
     best = min(found.signed, key=lambda signed: signed.upper_bound)
     lower = found.proposal.lower_bound if found.proposal else None
     return Certificate(
@@ -117,8 +120,8 @@ def _closed_form(network: Network, points: tuple[Multipliers, ...]) -> Signed | 
 
 def _optimise(network: Network, method: str, settings: Settings, clock: _Clock) -> Proposal:
     sharing: Sharing = "layer" if method == "lipsdp-layer" else "neuron"
-    if settings.solver in ("clarabel", "scs"):
-        return conic.solve(network, sharing=sharing, solver=settings.solver, rtol=settings.rtol, time_limit=clock.left)  # type: ignore[arg-type]
+    if settings.solver == "clarabel" or settings.solver == "scs":
+        return conic.solve(network, sharing=sharing, solver=settings.solver, rtol=settings.rtol, time_limit=clock.left)
     return interior_point.propose(
         network,
         sharing=sharing,

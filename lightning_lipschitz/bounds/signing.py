@@ -1,4 +1,5 @@
-"""From a proposal to something the kernel signs: as given, with rho raised, or moved towards a point known to be feasible."""
+"""From a proposal to something the kernel signs: as given, with rho raised, or moved towards a point known to be
+feasible."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def sign(
 ) -> Signed | None:
     """The least bound found that the kernel proves, or None.
 
-    Feasible points form a convex set: ``(1 - t) proposal + t interior`` becomes feasible as t grows, at a cost of about t in rho.
+    Feasible points form a convex set: ``(1 - t) proposal + t interior`` becomes feasible as t grows, at a cost of
+        about t in rho.
 
     Args:
         network: the network as given.
@@ -52,9 +54,13 @@ def sign(
 
 
 def _moved_inwards(network: Network, proposal: Multipliers, interior: Multipliers | None) -> Multipliers | None:
-    for t in MIXTURES if interior is not None else ():
+    if interior is None:
+        return None
+    for t in MIXTURES:
         mixed = mixture(proposal, interior, t)
-        if (signed := strengthen(network, mixed)) is not None and signed.rho < mixed.rho * (1.0 + max(t, ACCEPTED_RAISE)):
+        if (signed := strengthen(network, mixed)) is not None and signed.rho < mixed.rho * (
+            1.0 + max(t, ACCEPTED_RAISE)
+        ):
             return signed
     return None
 

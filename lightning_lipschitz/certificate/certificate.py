@@ -7,7 +7,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ FORMAT = "lightning-lipschitz certificate 1"
 
 
 class Status(Enum):
-    """How the search for the bound ended. The value is the sentence for the user; the bound is verified in each case but the last two."""
+    """How the search for the bound ended. The value is the sentence for the user; the bound is verified in each case
+    but the last two."""
 
     SOLVED = "The method reached its tolerance; the bound is verified."
     ALMOST_SOLVED = "The method stopped short of its tolerance; the bound is verified, but a tighter one may exist."
@@ -36,7 +37,8 @@ class Certificate:
     """A proved upper bound of an l2 Lipschitz constant.
 
     Attributes:
-        upper_bound: l2 output change per l2 input change; verified (see :mod:`lightning_lipschitz.certificate.verify`) if ``certified``.
+        upper_bound: l2 output change per l2 input change; verified (see :mod:`lightning_lipschitz.certificate.verify`)
+            if ``certified``.
         certified: whether the kernel signed it.
         status: how the search ended.
         method: "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron" or "lipsdp-network".
@@ -68,17 +70,32 @@ class Certificate:
         """The same certificate, dated."""
         return replace(self, epoch=epoch, global_step=global_step)
 
+    def summary(self) -> dict[str, Any]:
+        """The scalar fields as plain Python values, ready for JSON."""
+        scalars = {name: value for name, value in vars(self).items() if name not in ("proof", "state", "status")}
+        return scalars | {"status": self.status.name}
+
+    def sentence(self) -> str:
+        """One line for a person."""
+        kind = "upper bound, verified" if self.certified else "NOT a bound"
+        gap = "" if self.relative_gap is None else f", relative gap {self.relative_gap:.1e}"
+        how = f"{kind}; {self.method} by {self.solver}{gap}; {self.seconds:.2f} s"
+        return f"{self.upper_bound!r}  ({how}). {self.status.value}"
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one file, whole or not at all: a NumPy ``.npz`` archive of plain arrays, no pickle.
 
-        Entries: ``header`` (UTF-8 JSON as bytes: format, the scalar fields, kind of proof), then ``values_0`` ... one array a layer (multipliers)
+        Entries: ``header`` (UTF-8 JSON as bytes: format, the scalar fields, kind of proof), then ``values_0`` ... one
+            array a layer (multipliers)
         or a map (norms).
 
         Raises:
             CertificateError: the certificate is not a certified one.
         """
         if not self.certified:
-            raise CertificateError(f"only a certified bound can be saved as a certificate; this one is not: {self.status.value}")
+            raise CertificateError(
+                f"only a certified bound can be saved as a certificate; this one is not: {self.status.value}"
+            )
         target = Path(path)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
         try:
@@ -93,13 +110,16 @@ class Certificate:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Certificate:
-        """Read a file written by :meth:`save`. What it claims is checked by :func:`lightning_lipschitz.verify`, not here.
+        """Read a file written by :meth:`save`. What it claims is checked by :func:`lightning_lipschitz.verify`, not
+        here.
 
         Raises:
             CertificateError: the file is not a certificate, or is damaged.
             FileNotFoundError: there is none.
         """
         try:
+            if not zipfile.is_zipfile(os.fspath(path)) and Path(path).exists():
+                raise ValueError("it is not a NumPy archive")
             with np.load(path, allow_pickle=False) as archive:
                 return cls._from_arrays({name: archive[name] for name in archive.files})
         except FileNotFoundError:
@@ -108,14 +128,12 @@ class Certificate:
             raise CertificateError(f"{os.fspath(path)} is not a certificate file or is damaged: {error}") from error
 
     def _arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        header = asdict(replace(self, proof=None, state=None))
-        header = {name: value for name, value in header.items() if name not in ("proof", "state", "status")}
-        header |= {"format": FORMAT, "status": self.status.name}
+        header = self.summary() | {"format": FORMAT}
+        values: tuple[np.ndarray[Any, Any], ...] = ()
         if isinstance(self.proof, Multipliers):
             header |= {"proof": "multipliers", "rho": self.proof.rho}
             values = self.proof.values
-        else:
-            assert self.proof is not None  # certified
+        elif isinstance(self.proof, Norms):
             header |= {"proof": "norms"}
             values = tuple(np.array(row) for row in self.proof.values)
         packed = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)

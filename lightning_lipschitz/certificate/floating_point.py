@@ -1,6 +1,7 @@
 """Proofs of positive definiteness in floating point.
 
-Standard model of arithmetic: ``fl(a op b) = (a op b)(1 + d)``, |d| <= u = 2^-53. With ``gamma(k) = k u / (1 - k u)`` an inner
+Standard model of arithmetic: ``fl(a op b) = (a op b)(1 + d)``, |d| <= u = 2^-53. With ``gamma(k) = k u / (1 - k u)``
+an inner
 product of k terms, in any order and with or without fused operations, carries an error of at most ``gamma(k) |a|'|b|``.
 """
 
@@ -47,15 +48,20 @@ def sqrt_up(value: Fraction) -> float:
 
 def power_of_two(values: Array) -> Array:
     """The powers of two nearest to 1 / sqrt(values): multiplying by them is exact and leaves entries near one."""
-    return np.ldexp(1.0, -np.rint(0.5 * np.log2(values)).astype(int))
+    scaled: Array = np.ldexp(1.0, -np.rint(0.5 * np.log2(values)).astype(int))
+    return scaled
 
 
 def factorisation_error(keys: Iterable[tuple[int, int]], sizes: Sequence[int], trace: float) -> float:
-    """A bound of the spectral norm of the backward error of :class:`BlockCholesky`, for sum of absolute diagonal terms ``trace``.
+    """A bound of the spectral norm of the backward error of :class:`BlockCholesky`, for sum of absolute diagonal terms
+    ``trace``.
 
-    Rump, "Verification of positive definiteness", BIT 46, 2006 (after Demmel, 1989): where the floating-point factorisation of a
-    symmetric A runs through, A + E is positive semidefinite for some E with ``||E||_2 <= g / (1 - g) trace(A)``, g = gamma(k + 1), k the
-    largest number of nonzeros in a row of the factor, in any order of evaluation. Here k + 3, for a diagonal that comes in three
+    Rump, "Verification of positive definiteness", BIT 46, 2006 (after Demmel, 1989): where the floating-point
+    factorisation of a
+    symmetric A runs through, A + E is positive semidefinite for some E with ``||E||_2 <= g / (1 - g) trace(A)``, g =
+    gamma(k + 1), k the
+    largest number of nonzeros in a row of the factor, in any order of evaluation. Here k + 3, for a diagonal that
+    comes in three
     summands, and the whole is doubled, because BLAS kernels multiply by rounded reciprocals where the analysis divides.
     """
     g = gamma(_longest_row(set(keys), sizes) + 3)
@@ -76,11 +82,13 @@ def _longest_row(keys: set[tuple[int, int]], sizes: Sequence[int]) -> int:
 class BlockCholesky:
     """Cholesky factorisation of a symmetric matrix in blocks, block 0 last and kept open.
 
-    Elimination runs from the highest block down: a chain creates no fill, and what belongs to the input, where alone rho
+    Elimination runs from the highest block down: a chain creates no fill, and what belongs to the input, where alone
+        rho
     enters, can be tried for many rho at the cost of one block.
 
     Args:
-        blocks: ``blocks[i, j]``, i <= j, rows i and columns j; absent ones are zero, every ``[i, i]`` is there. Overwritten.
+        blocks: ``blocks[i, j]``, i <= j, rows i and columns j; absent ones are zero, every ``[i, i]`` is there.
+            Overwritten.
         shift: subtracted from the diagonal.
     """
 

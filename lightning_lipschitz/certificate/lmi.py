@@ -1,22 +1,27 @@
 r"""The matrix inequality behind every LipSDP bound.
 
-Theorem (Fazlyab, Robey, Hassani, Morari, Pappas, "Efficient and accurate estimation of Lipschitz constants for deep neural networks",
+Theorem (Fazlyab, Robey, Hassani, Morari, Pappas, "Efficient and accurate estimation of Lipschitz constants for deep
+neural networks",
 NeurIPS 2019, Theorems 1 and 2 with diagonal multipliers; for any feed-forward graph). Let f be the function of a
-:class:`~lightning_lipschitz.network.Network` with input x, units z, rows ``y = A x + B z`` and output ``f = C x + D z``, and put
+:class:`~lightning_lipschitz.network.Network` with input x, units z, rows ``y = A x + B z`` and output ``f = C x + D
+z``, and put
 
 .. math::
 
     M(\rho, \lambda) = \rho I_x - [C\ D]'[C\ D] + \sum_i \lambda_i (s_i t_i' + t_i s_i'), \qquad
     s_i = e_i - \alpha_i a_i,\quad t_i = e_i - \beta_i a_i,
 
-with :math:`e_i` the unit vector of :math:`z_i` and :math:`a_i` the row of :math:`y_i` in :math:`v = (x, z)`. If lambda >= 0, lambda is constant
+with :math:`e_i` the unit vector of :math:`z_i` and :math:`a_i` the row of :math:`y_i` in :math:`v = (x, z)`. If lambda
+>= 0, lambda is constant
 on every group, and M(rho, lambda) >= 0, then :math:`|f(x) - f(x')|_2 \le \sqrt\rho\, |x - x'|_2` for all x, x'.
 
-Proof. For two inputs let d denote differences. Then ``dv' M dv = rho |dx|^2 - |df|^2 + 2 sum_i lambda_i (dz_i - alpha_i dy_i)(dz_i -
-beta_i dy_i)``. On each group lambda is one number >= 0 and the sum of the products is <= 0 (equation (1) of ``network``), so
-``0 <= dv' M dv <= rho |dx|^2 - |df|^2``. Biases cancel in the differences.
+Proof. For two inputs let d denote differences. Then ``dv' M dv = rho |dx|^2 - |df|^2 + 2 sum_i lambda_i (dz_i -
+alpha_i dy_i)(dz_i -
+beta_i dy_i)``. On each group lambda is one number >= 0 and the sum of the products is <= 0 (equation (1) of
+``network``), so ``0 <= dv' M dv <= rho |dx|^2 - |df|^2``. Biases cancel in the differences.
 
-Multipliers that couple different units ((e_i - e_j)(e_i - e_j)') are NOT covered: the claim is false for them (Pauli et al. 2021, Remark 1).
+Multipliers that couple different units ((e_i - e_j)(e_i - e_j)') are NOT covered: the claim is false for them (Pauli
+et al. 2021, Remark 1).
 """
 
 from __future__ import annotations
@@ -33,7 +38,8 @@ from lightning_lipschitz.network import Affine, Network
 
 @dataclass
 class ScaledLMI:
-    """``D (M(rho, lambda) - rho I_x) D`` in floating point, D diagonal of powers of two that bring the diagonal of M near one.
+    """``D (M(rho, lambda) - rho I_x) D`` in floating point, D diagonal of powers of two that bring the diagonal of M
+    near one.
 
     Attributes:
         blocks: ``blocks[i, j]``, i <= j: rows of source i, columns of source j.

@@ -1,4 +1,5 @@
-"""Spectral norms bounded from above, proved: ``s^2 I - W'W >= 0`` by Cholesky; power iteration approaches from below."""
+"""Spectral norms bounded from above, proved: ``s^2 I - W'W >= 0`` by Cholesky; power iteration approaches from
+below."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The kernel: only what passes through here is called an upper bound.
 
-``strengthen`` takes a proposal and returns the least bound near it that it can prove; ``prove`` checks a finished proof. Both
-work on the network as it was given, in float64, and allow for every rounding they commit themselves.
+``strengthen`` takes a proposal and returns the least bound near it that it can prove; ``prove`` checks a finished
+proof. Both work on the network as it was given, in float64, and allow for every rounding they commit themselves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from lightning_lipschitz.certificate.proofs import Multipliers, Norms, Proof
 from lightning_lipschitz.certificate.spectral import norm_holds
 from lightning_lipschitz.network import Layer, Network
 
-SIGNING_MARGIN = 2.0  # proofs are signed with twice the rounding allowance, so that they hold again on other BLAS libraries
+SIGNING_MARGIN = (
+    2.0  # proofs are signed with twice the rounding allowance, so that they hold again on other BLAS libraries
+)
 LARGEST_RAISE = 1e-2  # relative step of rho beyond which a proposal is called infeasible
 
 
@@ -68,7 +70,8 @@ def _least(feasible: Callable[[float], bool], rho: float) -> float | None:
 
 
 class _Feasibility:
-    """``rho -> proved(M(rho, lambda) > 0)`` for fixed multipliers; everything but the input's block is factored once."""
+    """``rho -> proved(M(rho, lambda) > 0)`` for fixed multipliers; everything but the input's block is factored
+    once."""
 
     def __init__(self, network: Network, proposal: Multipliers, margin: float) -> None:
         self.possible = False
@@ -104,7 +107,8 @@ def _admissible(network: Network, proposal: Multipliers) -> bool:
 def _admissible_layer(layer: Layer, lam: Array) -> bool:
     if lam.shape != (layer.size,) or not np.all(np.isfinite(lam)) or np.any(lam < 0):
         return False
-    return layer.elementwise or all(len(set(lam[layer.group == g])) == 1 for g in np.unique(layer.group))
+    groups = np.asarray(layer.group)
+    return layer.elementwise or all(len(set(lam[groups == g])) == 1 for g in np.unique(groups))
 
 
 def _norms_hold(network: Network, proof: Norms, margin: float) -> bool:
@@ -119,7 +123,9 @@ def _norms_hold(network: Network, proof: Norms, margin: float) -> bool:
 
 
 def _product(network: Network, proof: Norms) -> float:
-    """Triangle inequality through the graph, in exact rationals: ``L_k = max slope * sum_j |W_kj| L_j``, ``L_0 = 1``."""
+    """Triangle inequality through the graph, in exact rationals: ``L_k = max slope * sum_j |W_kj| L_j``, ``L_0 =
+    1``.
+    """
     lipschitz = [Fraction(1)]
     for k, affine in enumerate(network.affines):
         total = sum(
@@ -131,7 +137,9 @@ def _product(network: Network, proof: Norms) -> float:
 
 
 def _steepest(layer: Layer) -> Fraction:
-    """The Lipschitz constant that the slopes allow: max(|alpha|, |beta|), or on groups max |centre| + max radius of the intervals."""
+    """The Lipschitz constant that the slopes allow: max(|alpha|, |beta|), or on groups max |centre| + max radius of
+    the intervals.
+    """
     if layer.elementwise:
         return Fraction(float(np.max(np.maximum(np.abs(layer.alpha), np.abs(layer.beta)))))
     pairs = [(Fraction(a), Fraction(b)) for a, b in zip(layer.alpha.tolist(), layer.beta.tolist(), strict=True)]

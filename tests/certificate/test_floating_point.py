@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.helpers import exactly_positive_definite
 
 from lightning_lipschitz.certificate.floating_point import (
     BlockCholesky,
@@ -15,6 +14,7 @@ from lightning_lipschitz.certificate.floating_point import (
     round_up,
     sqrt_up,
 )
+from tests.helpers import exactly_positive_definite
 
 
 @given(st.fractions(min_value=0, max_value=10**300))
@@ -50,7 +50,10 @@ def singular(rng, n, split):
 def test_never_calls_an_indefinite_matrix_definite(seed, n, offset):
     rng = np.random.default_rng(seed)
     matrix, blocks, sizes = singular(rng, n, 1 + seed % (n - 1))
-    exact = [[Fraction(float(v)) + (Fraction(offset) if i == j else 0) for j, v in enumerate(row)] for i, row in enumerate(matrix)]
+    exact = [
+        [Fraction(float(v)) + (Fraction(offset) if i == j else 0) for j, v in enumerate(row)]
+        for i, row in enumerate(matrix)
+    ]
     blocks[1, 1][np.diag_indices(sizes[1])] += 0.0
     shift = factorisation_error(blocks, sizes, float(np.trace(matrix)) + n * abs(offset)) - offset
     claimed = BlockCholesky(blocks, shift).definite_with(np.zeros(sizes[0]))

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.helpers import NETWORKS, exact_lmi, exactly_positive_definite
 
 from lightning_lipschitz.bounds import closed_form, norm_product
 from lightning_lipschitz.certificate import Multipliers, Norms, prove, strengthen
 from lightning_lipschitz.certificate.spectral import norm_holds, norm_upper_bound
 from lightning_lipschitz.network import Affine, Layer, Network, Term
+from tests.helpers import NETWORKS, exact_lmi, exactly_positive_definite
 
 WITH_POINT = [name for name in NETWORKS if closed_form.propose(NETWORKS[name]())]
 
@@ -124,8 +124,13 @@ def test_norms_hold_and_are_tight(seed, rows, columns, exponent):
     scale = 2.0 ** int(np.frexp(np.abs(matrix).max())[1])
     norm = np.linalg.norm(matrix / scale, 2) * scale
     assert norm * (1 - 1e-14) <= bound <= norm * (1 + 1e-12)
-    gram = [[sum(Fraction(a) * Fraction(b) for a, b in zip(x, y, strict=True)) for y in matrix.T.tolist()] for x in matrix.T.tolist()]
-    gap = [[(Fraction(bound) ** 2 if i == j else 0) - value for j, value in enumerate(row)] for i, row in enumerate(gram)]
+    gram = [
+        [sum(Fraction(a) * Fraction(b) for a, b in zip(x, y, strict=True)) for y in matrix.T.tolist()]
+        for x in matrix.T.tolist()
+    ]
+    gap = [
+        [(Fraction(bound) ** 2 if i == j else 0) - value for j, value in enumerate(row)] for i, row in enumerate(gram)
+    ]
     assert exactly_positive_definite(gap) or min(rows, columns) == 1 or np.count_nonzero(matrix) <= 1
     assert not norm_holds(matrix, norm * (1 - 1e-9))
 

@@ -1,0 +1,7 @@
+"""``python -m lightning_lipschitz``."""
+
+import sys
+
+from lightning_lipschitz.cli import main
+
+sys.exit(main())

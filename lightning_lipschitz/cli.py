@@ -1,0 +1,101 @@
+"""Command line: ``lightning-lipschitz demo``, ``certify WEIGHTS`` and ``verify CERTIFICATE WEIGHTS``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from lightning_lipschitz import api
+from lightning_lipschitz.bounds.search import Method, Solver
+from lightning_lipschitz.certificate import Certificate
+from lightning_lipschitz.errors import LipschitzError
+from lightning_lipschitz.weight_files import read_weights
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit status: 0, or 2 with one line on stderr for what the user can mend."""
+    options = _parser().parse_args(arguments)
+    try:
+        command: Any = options.run
+        command(options)
+    except (LipschitzError, OSError) as error:
+        sys.stderr.write(f"lightning-lipschitz: {error}\n")
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lightning-lipschitz", description="Lipschitz constants, proved.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_certify(commands)
+    _add_verify(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_certify(commands: Any) -> None:
+    command = commands.add_parser("certify", help="bound the Lipschitz constant of the network in a weight file")
+    command.add_argument("weights", metavar="WEIGHTS", help=".npz, .mat, .pt, .ckpt or .safetensors; first layer first")
+    command.add_argument("--method", choices=get_args(Method), default="auto")
+    command.add_argument("--solver", choices=get_args(Solver), default="auto")
+    command.add_argument(
+        "--slopes", nargs=2, type=float, default=(0.0, 1.0), metavar=("ALPHA", "BETA"), help="of the activations"
+    )
+    command.add_argument("--rtol", type=float, default=1e-6, help="relative gap to reach")
+    command.add_argument("--time-limit", type=float, metavar="SECONDS")
+    command.add_argument("--split-size", type=int, metavar="LAYERS", help="layers a sub-network (LipSDP's splitting)")
+    command.add_argument("--workers", type=int, default=1, help="sub-networks solved at once")
+    command.add_argument("--output", metavar="FILE", help="write the certificate, to be checked by `verify`")
+    command.add_argument("--json", action="store_true", help="print all fields")
+    command.set_defaults(run=_certify)
+
+
+def _add_verify(commands: Any) -> None:
+    command = commands.add_parser("verify", help="prove a certificate again, on the weights at hand")
+    command.add_argument("certificate", metavar="CERTIFICATE")
+    command.add_argument("weights", metavar="WEIGHTS")
+    command.add_argument("--slopes", nargs=2, type=float, default=(0.0, 1.0), metavar=("ALPHA", "BETA"))
+    command.set_defaults(run=_verify)
+
+
+def _add_demo(commands: Any) -> None:
+    command = commands.add_parser("demo", help="train on real digits and certify every epoch")
+    command.add_argument("--data-dir", metavar="DIR", help="MNIST in IDX files instead of scikit-learn's digits")
+    command.add_argument("--epochs", type=int, default=20)
+    command.add_argument(
+        "--output", default="demo_output", metavar="DIR", help="for the picture and the TensorBoard log"
+    )
+    command.set_defaults(run=_demo)
+
+
+def _certify(options: argparse.Namespace) -> None:
+    certificate = api.certify(
+        read_weights(options.weights),
+        method=options.method,
+        solver=options.solver,
+        rtol=options.rtol,
+        time_limit=options.time_limit,
+        split_size=options.split_size,
+        workers=options.workers,
+        slopes=tuple(options.slopes),
+    )
+    if options.output:
+        certificate.save(options.output)
+    sys.stdout.write(
+        json.dumps(certificate.summary(), indent=2) + "\n" if options.json else certificate.sentence() + "\n"
+    )
+
+
+def _verify(options: argparse.Namespace) -> None:
+    certificate = Certificate.load(options.certificate)
+    bound = api.verify(certificate, read_weights(options.weights), slopes=tuple(options.slopes))
+    sys.stdout.write(f"proved: {bound!r} is an upper bound of the Lipschitz constant\n")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from lightning_lipschitz.demo import run
+
+    run(data_dir=options.data_dir, epochs=options.epochs, output=options.output)
