@@ -171,6 +171,7 @@ SHAPES = {
     "permute": of(lambda m, x: torch.relu(m.a(x.permute(0, 2, 1))), (3, 2), a=linear(3, 4)),
     "batch_second": of(lambda m, x: m.a(x.transpose(0, 1)).relu().transpose(0, 1), (2, 3), a=linear(3, 4)),
     "squeeze": of(lambda m, x: x.unsqueeze(1).squeeze(1) + x[:, None, :].squeeze()),
+    "no_features": of(lambda m, x: torch.cat([x[:, :0], x.relu()], 1)),
     "slices": of(lambda m, x: torch.relu(x[:, 1:4]) + x[..., :3] - x[:, [0, 4, 2]]),
     "select": of(lambda m, x: torch.tanh(x[:, 0]) + x[:, 1], (2, 3)),
     "chunk": of(lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1).tanh(), (4,)),
@@ -287,7 +288,30 @@ def compiled_in_place(model):
     return model
 
 
+CONVOLUTIONS = {
+    "conv1d": (lambda: nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)), (2, 6)),
+    "conv2d": (
+        lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 1, (2, 1), stride=(2, 1))),
+        (2, 4, 3),
+    ),
+    "conv3d": (lambda: nn.Conv3d(1, 2, 2, padding=(0, 1, 0)), (1, 3, 2, 3)),
+    "conv_dilated": (lambda: nn.Sequential(nn.Conv2d(1, 2, 2, dilation=(2, 1), bias=False), nn.Tanh()), (1, 4, 4)),
+    "conv_same": (lambda: nn.Conv2d(1, 2, (2, 3), padding="same", dilation=2), (1, 4, 4)),
+    "conv_valid": (lambda: nn.Conv1d(1, 2, 2, padding="valid"), (1, 4)),
+    "conv_groups": (lambda: nn.Sequential(nn.Conv2d(4, 6, 2, groups=2), nn.ReLU()), (4, 3, 3)),
+    "conv_depthwise": (lambda: nn.Conv2d(3, 3, 2, groups=3, padding=1), (3, 3, 3)),
+    "conv_reflected": (lambda: nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), (1, 4, 4)),
+    "conv_circular": (lambda: nn.Conv1d(1, 2, 3, padding=1, padding_mode="circular"), (1, 4)),
+    "conv_twice": (lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.Conv2d(2, 2, 2)), (1, 4, 4)),
+    "avg_pool": (lambda: nn.Sequential(nn.Tanh(), nn.AvgPool2d(2), nn.Flatten()), (2, 4, 5)),
+    "avg_pool_padded": (lambda: nn.AvgPool2d(3, stride=2, padding=1), (2, 4, 5)),
+    "avg_pool_1d": (lambda: nn.AvgPool1d(3, 1), (2, 5)),
+    "adaptive_avg_pool": (lambda: nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten()), (2, 3, 4)),
+    "global_avg_pool": (lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3)), (2, 3, 4)),
+}
+
 MODELS = {
+    **CONVOLUTIONS,
     **{f"activation_{name}": (lambda make=make: mlp(make()), (5,)) for name, make in ACTIVATIONS.items()},
     **{f"function_{name}": (lambda f=f: mlp(Lambda(lambda m, x: f(x))), (5,)) for name, f in FUNCTIONS.items()},
     **AFFINE,
@@ -349,9 +373,11 @@ REFUSED = {
     ),
     "random_dropout": refused_function(lambda x: F.dropout(x), verdict="replace", says="nn.Dropout"),
     "random_weights": refused_function(lambda x: x + torch.rand(4), error=ExtractionError, says="random"),
-    "conv": refused_module(
-        lambda: nn.Sequential(nn.Identity(), nn.Sequential(nn.Conv3d(1, 2, 2))), "`1.0`", shape=(1, 3, 3, 3)
+    "transposed_conv": refused_module(
+        lambda: nn.Sequential(nn.Identity(), nn.Sequential(nn.ConvTranspose2d(1, 2, 2))), "`1.0`", shape=(1, 3, 3)
     ),
+    "uneven_pool": refused_module(lambda: nn.AdaptiveAvgPool1d(3), "unequal", shape=(1, 4)),
+    "bits": refused_function(lambda x: x.view(torch.int32).view(torch.float32), verdict="not yet", says="cover"),
     "max_pool": refused_module(lambda: nn.MaxPool3d(2), "MaxPool3d", shape=(1, 4, 4, 4)),
     "layer_norm": refused_module(lambda: nn.Sequential(nn.LayerNorm(5)), "LayerNorm"),
     "group_norm": refused_module(lambda: nn.Sequential(nn.GroupNorm(2, 4)), "GroupNorm", shape=(4, 3)),

@@ -9,7 +9,12 @@ Layers of this folder, each knowing only those before it:
     interpret, check, extractor         the walk over the graph, its proof by example, and the public class
 """
 
-from lightning_lipschitz.extraction import rules_activation, rules_affine, rules_shape  # noqa: F401 - they register the rules
+from lightning_lipschitz.extraction import (  # noqa: F401 - they register the rules
+    rules_activation,
+    rules_affine,
+    rules_convolution,
+    rules_shape,
+)
 from lightning_lipschitz.extraction.extractor import Extractor, extract
 
 __all__ = ["Extractor", "extract"]

@@ -51,12 +51,15 @@ def dense(matrix: Matrix) -> Array:
 
 
 def _selected_columns(matrix: Matrix) -> Indices | None:
-    """The column that each row picks, if every row picks exactly one and no two pick the same."""
-    if not sparse.issparse(matrix) or not np.array_equal(matrix.indptr, np.arange(matrix.shape[0] + 1)):
+    """The column that each row copies, -1 for an empty row; None if some row is more than a copy."""
+    if not sparse.issparse(matrix) or not np.all(matrix.data == 1.0):
         return None
-    if not np.all(matrix.data == 1.0) or len(np.unique(matrix.indices)) != len(matrix.indices):
+    counts = np.diff(matrix.indptr)
+    if counts.max(initial=0) > 1:
         return None
-    return matrix.indices  # type: ignore[no-any-return]
+    columns = np.full(matrix.shape[0], -1)
+    columns[counts == 1] = matrix.indices
+    return columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +72,11 @@ class Coefficients:
     @property
     def shape(self) -> tuple[int, int]:
         return self.matrix.shape  # type: ignore[no-any-return]
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is stored, so that the product with any vector is zero."""
+        return bool(sparse.issparse(self.matrix)) and self.matrix.nnz == 0 and self.rounding == 0.0
 
     def rows(self, indices: Indices) -> Coefficients:
         """The rows of these numbers, repeated ones included."""
@@ -93,10 +101,11 @@ class Coefficients:
         return Coefficients(matrix, (UNIT_ROUNDOFF * frobenius(matrix) + self.rounding + other.rounding) * _ROUND_UP)
 
     def premultiplied(self, weight: Matrix) -> Coefficients:
-        """``weight @ self``: ``gamma_k |weight|_F |self|_F`` of rounding, none when ``self`` only picks columns."""
-        columns = _selected_columns(self.matrix)
-        if columns is not None and self.rounding == 0.0:
-            return Coefficients(_scatter_columns(weight, columns, self.shape[1]))
+        """``weight @ self``: ``gamma_k |weight|_F |self|_F`` of rounding, none when no two entries are added."""
+        columns = _selected_columns(self.matrix) if self.rounding == 0.0 else None
+        moved = None if columns is None else _move_columns(weight, columns, self.shape[1])
+        if moved is not None:
+            return Coefficients(moved)
         product, inner, norm = weight @ self.matrix, weight.shape[1], frobenius(weight)
         underflow = 2 * inner * _SMALLEST * math.sqrt(math.prod(product.shape))
         made = _gamma(inner + 2) * norm * frobenius(self.matrix) + underflow
@@ -125,12 +134,23 @@ def _scale_rows(matrix: Matrix, factors: Array) -> Matrix:
     return sparse.csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
-def _scatter_columns(weight: Matrix, columns: Indices, width: int) -> Matrix:
-    """``weight @ S`` for the selection ``S`` that picks these columns."""
+def _move_columns(weight: Matrix, columns: Indices, width: int) -> Matrix | None:
+    """``weight @ S`` for an ``S`` whose row ``i`` copies ``columns[i]``; None if this would add two entries."""
     if width == len(columns) and np.array_equal(columns, np.arange(width)):
         return weight
     if sparse.issparse(weight):
-        return sparse.csr_array((weight.data, columns[weight.indices], weight.indptr), shape=(weight.shape[0], width))
+        return _move_sparse_columns(weight, columns, width)
+    used = columns >= 0
+    if len(np.unique(columns[used])) < used.sum():
+        return None
     spread = np.zeros((weight.shape[0], width))
-    spread[:, columns] = weight
+    spread[:, columns[used]] = weight[:, used]
     return spread
+
+
+def _move_sparse_columns(weight: Matrix, columns: Indices, width: int) -> Matrix | None:
+    rows = np.repeat(np.arange(weight.shape[0]), np.diff(weight.indptr))
+    targets = columns[weight.indices]
+    used = targets >= 0
+    moved = sparse.csr_array((weight.data[used], (rows[used], targets[used])), shape=(weight.shape[0], width))
+    return moved if moved.nnz == used.sum() else None

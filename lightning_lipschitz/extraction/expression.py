@@ -40,7 +40,8 @@ class Expression:
         """The entries of these numbers, in this order."""
         if len(indices) == self.size and np.array_equal(indices, np.arange(self.size)):
             return self
-        return Expression({j: term.rows(indices) for j, term in self.terms.items()}, self.bias[indices])
+        terms = {j: term.rows(indices) for j, term in self.terms.items()}
+        return Expression({j: term for j, term in terms.items() if not term.empty}, self.bias[indices])
 
     def scale(self, factors: Array, relative: float = 0.0) -> Expression:
         """Entrywise product with known factors, themselves exact to a ``relative`` error."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,7 +75,18 @@ class Extractor:
     def _extract(self, tensors: Mapping[str, torch.Tensor]) -> Extraction:
         if self._graph is None:
             self._graph = trace(self._model, self._example)
-        return interpret(self._graph, tensors, self._name)
+        return interpret(self._graph, {**self._attributes(self._graph), **tensors}, self._name)
+
+    def _attributes(self, graph: Graph) -> dict[str, torch.Tensor]:
+        """Tensors that are plain attributes of a module, as they are now."""
+        found = {}
+        for name in set(graph.tensors.values()):
+            path, _, attribute = name.rpartition(".")
+            with contextlib.suppress(AttributeError):
+                value = getattr(self._model.get_submodule(path), attribute, None)
+                if isinstance(value, torch.Tensor):
+                    found[name] = value
+        return found
 
     def _tensors(self, weights: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
         """Parameters and buffers by their name in the model, tied ones under every name.

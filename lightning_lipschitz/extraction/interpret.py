@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_any, tree_map
 
-from lightning_lipschitz.errors import ExtractionError
+from lightning_lipschitz.errors import ExtractionError, LipschitzError
 from lightning_lipschitz.extraction.expression import Expression
 from lightning_lipschitz.extraction.patterns import operator_name
 from lightning_lipschitz.extraction.refusals import refusal, unknown
@@ -111,17 +111,21 @@ class _Walk:
     def call(self, node: torch.fx.Node) -> Any:
         args, kwargs = tree_map(self.resolve, (node.args, node.kwargs))
         operator, context = operator_name(node.target), self.context(node)
+        self.resolution = max(self.resolution, _cast_resolution(node))
         traced = tree_any(lambda value: isinstance(value, Traced), (args, kwargs))
         rule = find_rule(operator) if traced else None
         if rule is None:
             self.refuse(node, context, traced)
         try:
             result = rule(context, *args, **kwargs) if rule else self.fold(node, args, kwargs)
-            if operator == "_to_copy" and context.dtype is not None and context.dtype.is_floating_point:
-                self.resolution = max(self.resolution, torch.finfo(context.dtype).eps)
         except SampleMixing:
             reason = f"`{context.operator}` lets the samples of a batch act on each other, or depends on their number."
             raise context.refused(reason, "The model must treat every sample on its own.") from None
+        except LipschitzError:
+            raise
+        except Exception as error:
+            sentence = f"Its rule does not cover these arguments ({type(error).__name__}: {error})."
+            raise context.unsupported("not yet", sentence) from error
         return result
 
     def refuse(self, node: torch.fx.Node, context: Context, traced: bool) -> None:
@@ -192,6 +196,13 @@ def _assemble(output: Expression, layers: list[Activated], input_size: int, reso
         output.to_affine(input_size, number, "the output"),
     )
     return Extraction(network, tuple(m.units for m in met), resolution)
+
+
+def _cast_resolution(node: torch.fx.Node) -> float:
+    """Relative rounding of an operator whose result has another floating-point type than an argument; else zero."""
+    values = [each.meta.get("val") for each in (node, *node.all_input_nodes)]
+    dtypes = {each.dtype for each in values if isinstance(each, torch.Tensor) and each.is_floating_point()}
+    return max(torch.finfo(dtype).eps for dtype in dtypes) if len(dtypes) > 1 else 0.0
 
 
 def _stack(node: torch.fx.Node) -> list[tuple[str, Any]]:

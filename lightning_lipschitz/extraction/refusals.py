@@ -30,12 +30,8 @@ _NEVER = {
     ),
 }
 _REPLACE = {
-    "Use nn.Dropout, which follows the module's training flag, or pass training=self.training.": (
-        "native_dropout dropout feature_dropout alpha_dropout"
-    ),
-    "Keep running statistics (track_running_stats=True): statistics of the batch let samples act on each other.": (
-        "_native_batch_norm_legit"
-    ),
+    "Use nn.Dropout, which follows the training flag, or pass training=self.training.": "native_dropout",
+    "Keep running statistics (track_running_stats=True), or samples act on each other.": "_native_batch_norm_legit",
 }
 _NOT_YET = {
     "Recurrent layers have no rule.": "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",

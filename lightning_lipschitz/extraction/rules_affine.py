@@ -18,7 +18,7 @@ from lightning_lipschitz.network import Array
 _PRODUCT = "The product of two values that both depend on the input grows without bound."
 
 
-def _apply(x: Traced, weight: Matrix, bias: Array | None = None) -> Traced:
+def apply_weight(x: Traced, weight: Matrix, bias: Array | None = None) -> Traced:
     """``weight @ v + bias`` for every vector v along the last dimension."""
     layout = x.layout(vector=True)
     rows = len(layout.entries)
@@ -31,7 +31,7 @@ def _apply(x: Traced, weight: Matrix, bias: Array | None = None) -> Traced:
 
 def _along(x: Traced, dim: int, weight: Matrix) -> Traced:
     """``weight`` along any dimension."""
-    result = _apply(replace(x, index=x.index.movedim(dim, -1)), weight)
+    result = apply_weight(replace(x, index=x.index.movedim(dim, -1)), weight)
     return replace(result, index=result.index.movedim(-1, dim))
 
 
@@ -41,7 +41,7 @@ def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Traced:
     if isinstance(weight, Traced) or isinstance(bias, Traced):
         raise context.unsupported("never" if isinstance(weight, Traced) else "not yet", _PRODUCT)
     offsets = None if bias is None else context.constant(bias).numpy()
-    return _apply(x, context.constant(weight).numpy(), offsets)
+    return apply_weight(x, context.constant(weight).numpy(), offsets)
 
 
 @rule("matmul", "mm", "mv")
@@ -56,7 +56,7 @@ def matmul(context: Context, x: Any, y: Any) -> Traced:
         )
     if not isinstance(x, Traced):
         return _along(y, -2, known) if known.ndim == 2 else _squeezed(_along(y, -2, known[None]), -2)
-    return _apply(x, known.T) if known.ndim == 2 else _squeezed(_apply(x, known[None]), -1)
+    return apply_weight(x, known.T) if known.ndim == 2 else _squeezed(apply_weight(x, known[None]), -1)
 
 
 def _squeezed(x: Traced, dim: int) -> Traced:
@@ -90,7 +90,7 @@ def einsum(context: Context, equation: str, operands: list[Any], path: Any = Non
     index = (
         x.index.permute([a.index(label) for label in kept + inner]).flatten(len(kept)) if inner else x.index[..., None]
     )
-    applied = _apply(replace(x, index=index), known.reshape(int(np.prod(sizes)), -1).numpy())
+    applied = apply_weight(replace(x, index=index), known.reshape(int(np.prod(sizes)), -1).numpy())
     spread = applied.index.reshape(*applied.index.shape[:-1], *sizes)
     order = [(kept + outer).index(label) for label in result]
     summed = [number for number in range(spread.ndim) if number not in order]
@@ -178,7 +178,7 @@ def sum_(context: Context, x: Traced, dim: Any = None, keepdim: bool = False, dt
     dims = sorted(d % x.index.ndim for d in ([dim] if isinstance(dim, int) else dim or every))
     kept = [d for d in every if d not in dims]
     index = x.index.permute(*kept, *dims).flatten(len(kept))
-    result = _squeezed(_apply(replace(x, index=index), np.ones((1, index.shape[-1]))), -1)
+    result = _squeezed(apply_weight(replace(x, index=index), np.ones((1, index.shape[-1]))), -1)
     shape = [1 if d in dims else length for d, length in enumerate(x.index.shape)]
     return replace(result, index=result.index.reshape(shape)) if keepdim else result
 
@@ -226,7 +226,9 @@ def batch_norm(
 ) -> Any:
     """The same behind one more argument; without running statistics the samples of a batch act on each other."""
     if training or mean is None:
-        raise SampleMixing
+        raise context.unsupported(
+            "replace", "Keep running statistics (track_running_stats=True), or samples act on each other."
+        )
     result = batch_norm_no_training(context, x, weight, bias, mean, variance, momentum, eps)
     return result[0] if context.operator in ("batch_norm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d") else result
 

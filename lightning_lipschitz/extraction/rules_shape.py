@@ -20,6 +20,9 @@ _MOVES = (
 )
 
 
+_DROPOUT = "dropout feature_dropout alpha_dropout feature_alpha_dropout"
+
+
 def _carry_out(context: Context, operator: str, args: Any, kwargs: Any) -> Any:
     """Run the operator itself on the integers that say which entry lies where."""
     traced = {id(x.expression): x.expression for x in tree_leaves((args, kwargs)) if isinstance(x, Traced)}
@@ -36,6 +39,8 @@ def _carry_out(context: Context, operator: str, args: Any, kwargs: Any) -> Any:
 
     args, kwargs = tree_map(encode, (args, kwargs))
     result = getattr(torch.ops.aten, operator)(*args, **kwargs)
+    if any(index.dtype != torch.int64 for index in tree_leaves(result)):
+        raise TypeError("the bits are read as another type")
     return tree_map(lambda index: Traced(whole, index, context.batch), result)
 
 
@@ -155,6 +160,16 @@ def change_type(context: Context, x: Traced, *args: Any, **kwargs: Any) -> Trace
     """A change of dtype or device. In real arithmetic a cast between floating-point types is the identity."""
     if context.dtype is not None and not context.dtype.is_floating_point:
         raise context.unsupported("never", f"A cast to {context.dtype} jumps.")
+    return x
+
+
+@rule(*_DROPOUT.split())
+def dropout(context: Context, x: Traced, p: float, train: bool) -> Traced:
+    """Nothing in evaluation mode."""
+    if train:
+        raise context.unsupported(
+            "replace", "Use nn.Dropout, which follows the training flag, or pass training=self.training."
+        )
     return x
 
 

@@ -79,7 +79,8 @@ def trace(model: torch.nn.Module, given: Any) -> Graph:
     with undisturbed(model), quiet_export():
         try:
             exported = torch.export.export(model, (x,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
-            exported = exported.run_decompositions({})
+            if any(_is_stateful(node) for node in exported.graph.nodes):
+                exported = exported.run_decompositions({})  # thrice the time of the export itself
         except Exception as error:
             raise _explained(model, error) from error
         return _graph(model, exported, x)
@@ -93,6 +94,15 @@ def _refuse_untraceable(model: torch.nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if torch.nn.parameter.is_lazy(tensor) or tensor.is_meta:
             raise ExtractionError(f"`{name}`", "it has no values yet.", "Run the model once, or load its weights.")
+
+
+def _is_stateful(node: torch.fx.Node) -> bool:
+    """Whether the graph has to be made functional: an operation in place, or a context such as autocast."""
+    if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+        return bool(node.target._schema.is_mutable)
+    return node.op not in ("placeholder", "output", "call_function") or isinstance(
+        node.target, torch._ops.HigherOrderOperator
+    )
 
 
 def _explained(model: torch.nn.Module, error: Exception) -> ExtractionError:

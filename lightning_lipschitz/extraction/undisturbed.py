@@ -41,7 +41,8 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        stack.enter_context(torch.inference_mode(False))
+        # A model that was made in inference mode can be traced nowhere else; any other, only outside.
+        stack.enter_context(torch.inference_mode(any(p.is_inference() for p in model.parameters())))
         stack.enter_context(torch.no_grad())
         for device in {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}:
             stack.enter_context(torch.autocast(device, enabled=False))
