@@ -112,3 +112,19 @@ class MissingExtraError(LipschitzError, ImportError):
 
     def __init__(self, purpose: str, package: str, extra: str) -> None:
         super().__init__(f"{purpose} needs {package}: `pip install lightning-lipschitz[{extra}]`.")
+
+
+class ProjectionError(LipschitzError):
+    """A layer whose weights cannot be moved to certified ones.
+
+    Args:
+        path: dotted name of the submodule ("" for the model itself).
+        layer: its class.
+        reason: what is in the way.
+        advice: what would do.
+    """
+
+    def __init__(self, path: str, layer: str, reason: str, advice: str) -> None:
+        where = f"`{path}` ({layer})" if path else f"`{layer}`"
+        super().__init__(f"the weights of {where} cannot be projected: {reason} {advice}".strip())
+        self.path, self.layer = path, layer

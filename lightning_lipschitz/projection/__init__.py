@@ -1,0 +1,26 @@
+"""Weights -> weights with a certified bound: projections, their multipliers, and the log-determinant barrier."""
+
+from lightning_lipschitz.projection.certified_set import CertifiedSet, Projected, State
+from lightning_lipschitz.projection.multipliers import Solved, solve_multipliers
+from lightning_lipschitz.projection.nearest import Nearest, nearest, scaled
+from lightning_lipschitz.projection.project import project
+from lightning_lipschitz.projection.regularized import Regularized, regularized
+from lightning_lipschitz.projection.rounding import Rounded, round_and_sign
+from lightning_lipschitz.projection.weights import LinearWeights
+
+__all__ = [
+    "CertifiedSet",
+    "LinearWeights",
+    "Nearest",
+    "Projected",
+    "Regularized",
+    "Rounded",
+    "Solved",
+    "State",
+    "nearest",
+    "project",
+    "regularized",
+    "round_and_sign",
+    "scaled",
+    "solve_multipliers",
+]

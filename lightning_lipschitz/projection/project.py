@@ -1,0 +1,98 @@
+"""project: the nearest weights with a certified bound, written into a model."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_lipschitz.bounds.search import Settings, certify_network
+from lightning_lipschitz.certificate import Certificate
+from lightning_lipschitz.errors import ArgumentError, SolverError
+from lightning_lipschitz.projection.multipliers import squared
+from lightning_lipschitz.projection.nearest import nearest
+from lightning_lipschitz.projection.weights import LinearWeights
+
+
+def project(
+    model: nn.Module,
+    max_lipschitz: float,
+    example_input: Any = None,
+    *,
+    rtol: float = 1e-3,
+    max_rounds: int = 10,
+    time_limit: float | None = None,
+    device: str | torch.device = "auto",
+) -> Certificate:
+    r"""Move a model to the nearest weights found whose certified l2 Lipschitz bound is at most ``max_lipschitz``, in
+    place.
+
+    .. math:: \arg\min_{\bar W} \sum_k |\bar W_k - W_k|_F^2 \quad\text{such that some } \lambda \ge 0 \text{ has }
+        M(L^2, \lambda; \bar W) \succeq 0,
+
+    with M of :mod:`lightning_lipschitz.certificate.lmi`. The problem is not convex; projections for fixed
+    multipliers and multipliers for fixed weights alternate (Pauli et al., "Training robust neural networks using
+    Lipschitz bounds", L-CSS 2021). The result is never further away than all layers scaled alike. Biases and all
+    other parameters stay. A model that meets the bound is not touched.
+
+    Args:
+        model: a chain of ``nn.Linear`` with activations, dropout and flattening between; weight norm is written
+            through.
+        max_lipschitz: the bound L > 0, output change per input change.
+        example_input: one batch of inputs, shape (batch, ...). By default the module's ``example_input_array``.
+        rtol: stop when a round brings the distance down by less than this, relatively.
+        max_rounds: at most so many projections.
+        time_limit: seconds after which no new round begins.
+        device: where LipSDP computes; "auto" takes a GPU where there is one and the problem is large. The projection
+            stays where the weights are.
+
+    Returns:
+        A certificate of the model as it now is: ``upper_bound <= max_lipschitz``.
+
+    Raises:
+        ArgumentError: a bound that is not positive, or other unusable arguments.
+        ProjectionError: a layer whose weights cannot be projected; names the submodule.
+        ExtractionError, NonFiniteError: the model cannot be read.
+        SolverError: nothing could be certified. The model is as it was.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> project(model, 0.1, torch.zeros(1, 2)).upper_bound <= 0.1
+        True
+    """
+    start = time.perf_counter()
+    _check(max_lipschitz, rtol, max_rounds, time_limit)
+    if example_input is None:
+        example_input = getattr(model, "example_input_array", None)
+    weights = LinearWeights(model, example_input)
+    network = weights.network()
+    inside = certify_network(network, Settings(device=str(device)))
+    if inside.upper_bound <= max_lipschitz:
+        return inside
+    found = nearest(
+        weights.read(),
+        network,
+        max_lipschitz,
+        rtol=rtol,
+        max_rounds=max_rounds,
+        time_limit=time_limit,
+        device=str(device),
+        warm_start=inside.state,
+        realise=weights.realise,
+    )
+    weights.write(found.weights)
+    return replace(found.certificate, seconds=time.perf_counter() - start)
+
+
+def _check(max_lipschitz: float, rtol: float, max_rounds: int, time_limit: float | None) -> None:
+    squared(max_lipschitz)
+    if not 0 < rtol < 1:
+        raise ArgumentError("rtol", rtol, "a number between 0 and 1")
+    if not isinstance(max_rounds, int) or max_rounds < 1:
+        raise ArgumentError("max_rounds", max_rounds, "an integer >= 1")
+    if time_limit is not None and not (time_limit > 0 and math.isfinite(time_limit)):
+        raise ArgumentError("time_limit", time_limit, "a number of seconds > 0, or None")
