@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from lightning_lipschitz.bounds.interior_point import Progress, propose, solve
 from lightning_lipschitz.bounds.interior_point.centring import centre
+from lightning_lipschitz.bounds.interior_point.definite import Definite
 from lightning_lipschitz.bounds.interior_point.iterate import Iterate, advance
 from lightning_lipschitz.bounds.interior_point.linear import Equilibrated
 from lightning_lipschitz.bounds.interior_point.problem import Problem
 from lightning_lipschitz.bounds.interior_point.schur import schur_complement
 from lightning_lipschitz.bounds.interior_point.start import recursion
-from lightning_lipschitz.bounds.interior_point.step import step_length
 from lightning_lipschitz.bounds.lipsdp import reduce
 from lightning_lipschitz.bounds.proposal import Sharing
 from lightning_lipschitz.errors import ArgumentError
@@ -152,8 +152,8 @@ def test_the_start_and_every_step_are_strictly_feasible_on_both_sides(name: str)
     for _ in range(3):
         assert point.X is not None
         assert torch.linalg.eigvalsh(problem.slack(point.y))[0] > 0
-        assert torch.linalg.eigvalsh(point.X)[0] > 0
-        assert (problem.adjoint(point.X) - goal).abs().max() < 1e-9
+        assert torch.linalg.eigvalsh(point.X.matrix)[0] > 0
+        assert (problem.adjoint(point.X.matrix) - goal).abs().max() < 1e-9
         assert 0 < point.lower_bound(problem) < point.rho
         point = advance(problem, point, point.X)
 
@@ -163,14 +163,29 @@ def test_a_point_outside_is_refused() -> None:
     assert Iterate.at(problem, torch.zeros(1 + problem.num_groups, dtype=torch.float64)) is None
 
 
-@pytest.mark.parametrize("size", [5, 90])
+@pytest.mark.parametrize("size", [1, 5, 90, 300])
 @pytest.mark.parametrize("largest", [0.003, 0.4, 0.97, 50.0])
 def test_steps_stop_just_inside_the_cone(size: int, largest: float) -> None:
     matrix, root = positive(size), torch.from_numpy(rng.standard_normal((size, 1)))
     direction = -(root @ root.T) / (root.T @ torch.linalg.solve(matrix, root)) / largest
-    length = step_length(matrix, direction, 0.95, 0.03)
+    point = Definite.of(matrix)
+    assert point is not None
+    length = point.step_length(direction, 0.95, 0.03)
     assert 0.95 * 0.95 * min(1.0, largest) < length <= 0.95 * largest + 1e-9
-    assert step_length(matrix, -direction, 0.95, 0.03) == 1.0
+    assert point.step_length(-direction, 0.95, 0.03) == 1.0
+
+
+@pytest.mark.parametrize("size", [60, 300])
+def test_steps_along_directions_with_a_spread_spectrum(size: int) -> None:
+    """Both ways of finding the length agree with the generalised eigenvalues."""
+    for scale in (0.01, 0.1, 1.0):
+        point = Definite.of(positive(size))
+        assert point is not None
+        direction = torch.from_numpy(rng.standard_normal((size, size))) * scale
+        direction = direction + direction.T
+        relative = torch.linalg.eigvals(point.inverse @ direction).real.min().item()
+        for length in (point._bracket(direction, 0.95, 0.02), min(1.0, 0.95 * point._lanczos(direction, 0.95, 0.02))):
+            assert 0.95 * min(1.0, -0.95 / relative) < length <= min(1.0, -0.95 / relative) * 1.001
 
 
 def test_nearly_singular_systems_are_solved() -> None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lightning_lipschitz.bounds.interior_point.definite import Definite
 from lightning_lipschitz.bounds.interior_point.iterate import Iterate
 from lightning_lipschitz.bounds.interior_point.linear import Equilibrated, cholesky
 from lightning_lipschitz.bounds.interior_point.problem import Problem
 from lightning_lipschitz.bounds.interior_point.schur import schur_complement
-from lightning_lipschitz.bounds.interior_point.step import step_length
 
 # How far below the closest mu to look for a primal point: heuristics, both.
 _RATIO, _REACH = 1.5, 8
@@ -37,9 +37,8 @@ class Newton:
     decrement: float
 
     @classmethod
-    def at(cls, problem: Problem, factor: Tensor) -> Newton:
-        """From the Cholesky factor of Z."""
-        inverse = torch.cholesky_inverse(factor)
+    def at(cls, problem: Problem, Z: Definite) -> Newton:
+        inverse = Z.inverse
         images = problem.rows(inverse)
         hessian = Equilibrated(schur_complement(problem, inverse, images, inverse, images))
         gradient = problem.adjoint(inverse)
@@ -53,7 +52,7 @@ class Newton:
     def direction(self, inverse_mu: float) -> Tensor:
         return self.u - inverse_mu * self.v
 
-    def primal(self, problem: Problem, Z: Tensor) -> tuple[float, Tensor | None]:
+    def primal(self, problem: Problem, Z: Definite) -> tuple[float, Definite | None]:
         """``X = mu Z^-1 (Z - dZ) Z^-1``, which satisfies the primal equalities, for the smallest mu with X > 0.
 
         Returns:
@@ -63,19 +62,19 @@ class Newton:
         for power in range(_REACH):
             inverse_mu = self.closest * _RATIO**power
             change = problem.combine(self.direction(inverse_mu))
-            if cholesky(Z - change) is None:
+            if cholesky(Z.matrix - change) is None:
                 break
             found, best = inverse_mu, change
         if best is None:
             return found, None
         X = self.inverse - self.inverse @ best @ self.inverse
-        return found, (X + X.T).mul_(0.5 / found)
+        return found, Definite.of((X + X.T).mul_(0.5 / found))
 
 
 def centre(problem: Problem, point: Iterate) -> Iterate:
     """One Newton step towards the closest point of the central path; with a strictly feasible X once there is one."""
-    newton = Newton.at(problem, point.factor)
+    newton = Newton.at(problem, point.Z)
     inverse_mu, X = newton.primal(problem, point.Z)
     dy = newton.direction(inverse_mu)
-    length = step_length(point.Z, problem.combine(dy), _FRACTION, 0.1)
+    length = point.Z.step_length(problem.combine(dy), _FRACTION, 0.1)
     return replace(point.moved(problem, dy, length), X=X)

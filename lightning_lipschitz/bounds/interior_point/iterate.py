@@ -7,31 +7,28 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_lipschitz.bounds.interior_point.linear import Equilibrated, cholesky
+from lightning_lipschitz.bounds.interior_point.definite import Definite
+from lightning_lipschitz.bounds.interior_point.linear import Equilibrated
 from lightning_lipschitz.bounds.interior_point.problem import Problem
 from lightning_lipschitz.bounds.interior_point.schur import schur_complement
-from lightning_lipschitz.bounds.interior_point.step import step_length
 
-_FRACTION = 0.95
 _SMALLEST_SIGMA = 1e-3
 _SHORTEST = 1e-8
 
 
 @dataclass
 class Iterate:
-    """A strictly feasible y = (rho, lam), ``Z(y) = factor factor' > 0``, and a strictly feasible X once it is known."""
+    """A strictly feasible y = (rho, lam), ``Z(y) > 0``, and a strictly feasible X once it is known."""
 
     y: Tensor
-    Z: Tensor
-    factor: Tensor
-    X: Tensor | None = None
+    Z: Definite
+    X: Definite | None = None
 
     @classmethod
     def at(cls, problem: Problem, y: Tensor) -> Iterate | None:
         """None where Z(y) is not positive definite."""
-        Z = problem.slack(y)
-        factor = cholesky(Z)
-        return None if factor is None else cls(y, Z, factor)
+        Z = Definite.of(problem.slack(y))
+        return None if Z is None else cls(y, Z)
 
     @property
     def rho(self) -> float:
@@ -43,8 +40,8 @@ class Iterate:
             there = Iterate.at(problem, self.y + length * dy)
             if there is not None:
                 return there
-            length /= 2
-        return Iterate(self.y, self.Z, self.factor)
+            length *= 0.8
+        return Iterate(self.y, self.Z)
 
     def lower_bound(self, problem: Problem) -> float:
         """What the optimum cannot be below: tr(C X), less what the residual of the equalities can amount to.
@@ -54,17 +51,16 @@ class Iterate:
         """
         if self.X is None:
             return 0.0
-        residual = problem.adjoint(self.X)
+        residual = problem.adjoint(self.X.matrix)
         slip = (self.y[1:] * residual[1:]).abs().sum()
-        return max(float((problem.value(self.X) - slip) / residual[0]), 0.0)
+        return max(float((problem.value(self.X.matrix) - slip) / residual[0]), 0.0)
 
 
 class System:
     """The linear system of one iteration: ``H dy = A(target)``, ``dX = target - X - sym(X dZ Z^-1)``."""
 
-    def __init__(self, problem: Problem, X: Tensor, factor: Tensor) -> None:
-        self.problem, self.X = problem, X
-        self.inverse = torch.cholesky_inverse(factor)
+    def __init__(self, problem: Problem, X: Tensor, inverse: Tensor) -> None:
+        self.problem, self.X, self.inverse = problem, X, inverse
         self.images = problem.rows(X)
         H = schur_complement(problem, X, self.images, self.inverse, problem.rows(self.inverse))
         self.system = Equilibrated(H)
@@ -91,18 +87,30 @@ class System:
         return (product + product.T).mul_(0.5)
 
 
-def advance(problem: Problem, point: Iterate, X: Tensor) -> Iterate:
-    """The next pair; X is overwritten."""
-    system = System(problem, X, point.factor)
-    lower = float(problem.value(X))
+def advance(problem: Problem, point: Iterate, X: Definite) -> Iterate:
+    """The next pair, from ``point`` with ``point.X = X``."""
+    system = System(problem, X.matrix, point.Z.inverse)
+    lower = float(problem.value(X.matrix))
     gap = point.rho - lower
     dy, dX = system.direction(0.0, None)
-    primal = step_length(X, dX, _FRACTION, 0.2)
-    dual = step_length(point.Z, problem.combine(dy), _FRACTION, 0.2)
+    primal, dual = _lengths(point.Z, problem.combine(dy), X, dX, 0.95, 0.1)
     ahead = gap + dual * float(dy[0]) - primal * float(problem.value(dX))
     sigma = min(1.0, max((ahead / gap) ** 3, _SMALLEST_SIGMA))
+    fraction = 0.9 + 0.09 * min(primal, dual)
     dy, dX = system.direction(sigma * gap / problem.size, system.second_order(dy, dX))
-    primal = step_length(X, dX, _FRACTION, 0.03)
-    dual = step_length(point.Z, problem.combine(dy), _FRACTION, 0.03)
-    there = point.moved(problem, dy, dual)
-    return replace(there, X=X.add_(dX, alpha=primal))
+    primal, dual = _lengths(point.Z, problem.combine(dy), X, dX, fraction, 0.02)
+    return replace(point.moved(problem, dy, dual), X=_moved(X, dX, primal))
+
+
+def _lengths(Z: Definite, dZ: Tensor, X: Definite, dX: Tensor, fraction: float, accuracy: float) -> tuple[float, float]:
+    return X.step_length(dX, fraction, accuracy), Z.step_length(dZ, fraction, accuracy)
+
+
+def _moved(X: Definite, dX: Tensor, length: float) -> Definite:
+    """X a step further, cut back where the estimate of the length was too long."""
+    while length > _SHORTEST:
+        there = Definite.of(torch.add(X.matrix, dX, alpha=length))
+        if there is not None:
+            return there
+        length *= 0.8
+    return X
