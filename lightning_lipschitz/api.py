@@ -169,7 +169,8 @@ def read(model: Model, example_input: Any = None, slopes: tuple[float, float] = 
     if isinstance(model, Network):
         return model
     if isinstance(model, nn.Module):
-        return Extractor(model, example_input).network()
+        given = getattr(model, "example_input_array", None) if example_input is None else example_input
+        return Extractor(model, given).network()
     if isinstance(model, (str, bytes)) or not isinstance(model, Sequence):
         raise ArgumentError("model", type(model).__name__, "an nn.Module, a list of 2-D weight matrices or a Network")
     return Network.from_weights([_to_numpy(weight) for weight in model], slopes=slopes)

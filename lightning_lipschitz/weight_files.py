@@ -4,7 +4,6 @@ Nothing is unpickled."""
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lightning_lipschitz.errors import ArgumentError, MissingExtraError, ShapeError, WeightFileError
+from lightning_lipschitz.errors import ArgumentError, LipschitzError, MissingExtraError, ShapeError, WeightFileError
 
 Array = npt.NDArray[np.float64]
 Named = list[tuple[str, npt.NDArray[Any]]]
@@ -44,17 +43,11 @@ def read_weights(path: str | os.PathLike[str]) -> list[Array]:
         raise FileNotFoundError(f"{path} does not exist.")
     try:
         named = reader(path)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise WeightFileError(path, f"it cannot be read: {error}") from error
+    except LipschitzError:
+        raise
+    except Exception as error:  # each library raises its own kinds on a file that is not its format
+        reason = str(error).partition("\n")[0]
+        raise WeightFileError(path, f"it cannot be read: {reason}") from error
     matrices = [_matrix(name, tensor) for name, tensor in named if np.ndim(tensor) > 1]
     if not matrices:
         raise WeightFileError(path, "it holds no weight matrix.")

@@ -34,8 +34,7 @@ def propose(network: Network) -> tuple[Multipliers, ...]:
     """The points of both sweeps, the lower rho first; empty where the output does not depend on the input."""
     reduced = reduce(network)
     points = [sweep(reduced.network) for sweep in (backward, forward)]
-    with np.errstate(over="ignore"):
-        restored = [reduced.restore(point.rho, point.values) for point in points if point is not None]
+    restored = [reduced.restore(point.rho, point.values) for point in points if point is not None]
     return tuple(sorted(restored, key=lambda point: point.rho))
 
 

@@ -52,10 +52,12 @@ class Reduced:
     exponents: tuple[int, ...]
 
     @property
+    @np.errstate(over="ignore")
     def unit(self) -> float:
         """rho of the original network for a rho of one of the reduced."""
         return float(np.ldexp(1.0, 2 * self.exponents[-1]))
 
+    @np.errstate(over="ignore")  # a bound beyond the range of float64 comes back as infinity
     def restore(self, rho: float, values: Sequence[npt.ArrayLike]) -> Multipliers:
         """The point of the original inequality that ``(rho, values)`` of the reduced one stands for.
 
