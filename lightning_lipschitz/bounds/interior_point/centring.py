@@ -31,6 +31,7 @@ class Newton:
     """
 
     inverse: Tensor
+    images: Tensor
     u: Tensor
     v: Tensor
     closest: float
@@ -47,7 +48,7 @@ class Newton:
         u, v = hessian.solve(torch.stack([gradient, objective], dim=1)).unbind(1)
         closest = float(u[0] / v[0])
         decrement = float((gradient - closest * objective) @ (u - closest * v))
-        return cls(inverse, u, v, closest, max(decrement, 0.0) ** 0.5)
+        return cls(inverse, images, u, v, closest, max(decrement, 0.0) ** 0.5)
 
     def direction(self, inverse_mu: float) -> Tensor:
         return self.u - inverse_mu * self.v
@@ -61,13 +62,13 @@ class Newton:
         found, best = self.closest, None
         for power in range(_REACH):
             inverse_mu = self.closest * _RATIO**power
-            change = problem.combine(self.direction(inverse_mu))
-            if cholesky(Z.matrix - change) is None:
+            dy = self.direction(inverse_mu)
+            if cholesky(Z.matrix - problem.combine(dy)) is None:
                 break
-            found, best = inverse_mu, change
+            found, best = inverse_mu, dy
         if best is None:
             return found, None
-        X = self.inverse - self.inverse @ best @ self.inverse
+        X = self.inverse - problem.times(self.inverse, self.images.T, best) @ self.inverse
         return found, Definite.of((X + X.T).mul_(0.5 / found))
 
 

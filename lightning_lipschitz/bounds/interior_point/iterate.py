@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_lipschitz.bounds.interior_point.definite import Definite
 from lightning_lipschitz.bounds.interior_point.linear import Equilibrated
 from lightning_lipschitz.bounds.interior_point.problem import Problem
-from lightning_lipschitz.bounds.interior_point.schur import schur_complement
+from lightning_lipschitz.bounds.interior_point.schur import product_traces, schur_complement
 
 _SMALLEST_SIGMA = 1e-3
 _SHORTEST = 1e-8
@@ -60,31 +60,29 @@ class System:
     """The linear system of one iteration: ``H dy = A(target)``, ``dX = target - X - sym(X dZ Z^-1)``."""
 
     def __init__(self, problem: Problem, X: Tensor, inverse: Tensor) -> None:
-        self.problem, self.X, self.inverse = problem, X, inverse
-        self.images = problem.rows(X)
-        H = schur_complement(problem, X, self.images, self.inverse, problem.rows(self.inverse))
-        self.system = Equilibrated(H)
-        self.trace = problem.adjoint(self.inverse)
+        self._problem, self._X, self._inverse = problem, X, inverse
+        self._AX, self._AV = problem.rows(X), problem.rows(inverse)
+        self._system = Equilibrated(schur_complement(problem, X, self._AX, inverse, self._AV))
+        self._trace = problem.adjoint(inverse)
 
-    def direction(self, mu: float, correction: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(dy, dX) towards ``X Z = mu I``, second-order terms ``correction`` taken off."""
-        right = mu * self.trace
+    def direction(self, mu: float, second_order: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(dy, dX) towards ``X Z = mu I``, with ``second_order = dX dZ`` of the predictor taken into account."""
+        right = mu * self._trace
         right[0] -= 1.0
-        if correction is not None:
-            right -= self.problem.adjoint(correction)
-        dy = self.system.solve(right)
-        dX = self._symmetric_product(self.X, self.images, dy).neg_().sub_(self.X)
-        if mu:
-            dX.add_(self.inverse, alpha=mu)
-        return dy, dX if correction is None else dX.sub_(correction)
+        if second_order is not None:
+            images = self._problem.rows(second_order)
+            right -= product_traces(self._problem, second_order, images, self._inverse, self._AV)
+        dy = self._system.solve(right)
+        product = self._problem.times(self._X, self._AX.T, dy)
+        if second_order is not None:
+            product += second_order
+        product = product @ self._inverse
+        dX = torch.add(product, product.T).mul_(-0.5).sub_(self._X)
+        return dy, dX.add_(self._inverse, alpha=mu)
 
     def second_order(self, dy: Tensor, dX: Tensor) -> Tensor:
-        """sym(dX dZ Z^-1)."""
-        return self._symmetric_product(dX, self.problem.rows(dX), dy)
-
-    def _symmetric_product(self, K: Tensor, images: Tensor, dy: Tensor) -> Tensor:
-        product = self.problem.times(K, images.T, dy) @ self.inverse
-        return (product + product.T).mul_(0.5)
+        """dX dZ."""
+        return self._problem.times(dX, self._problem.rows(dX).T, dy)
 
 
 def advance(problem: Problem, point: Iterate, X: Definite) -> Iterate:
@@ -92,7 +90,7 @@ def advance(problem: Problem, point: Iterate, X: Definite) -> Iterate:
     system = System(problem, X.matrix, point.Z.inverse)
     lower = float(problem.value(X.matrix))
     gap = point.rho - lower
-    dy, dX = system.direction(0.0, None)
+    dy, dX = system.direction(0.0)
     primal, dual = _lengths(point.Z, problem.combine(dy), X, dX, 0.95, 0.1)
     ahead = gap + dual * float(dy[0]) - primal * float(problem.value(dX))
     sigma = min(1.0, max((ahead / gap) ** 3, _SMALLEST_SIGMA))

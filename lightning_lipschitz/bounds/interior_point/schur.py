@@ -22,19 +22,27 @@ def schur_complement(problem: Problem, X: Tensor, AX: Tensor, V: Tensor, AV: Ten
         AX, AV: A X and A V, (N, n).
     """
     H = torch.empty(1 + problem.num_groups, 1 + problem.num_groups, dtype=X.dtype, device=X.device)
-    H[0, 0] = (X[problem.x, problem.x] * V[problem.x, problem.x]).sum()
-    H[0, 1:] = H[1:, 0] = _input_row(problem, X, AX, V, AV)
+    x = problem.x
+    H[0] = H[:, 0] = product_traces(problem, X[:, x], AX[:, x], V[:, x], AV[:, x])
     H[1:, 1:] = problem.collect(_units(problem, X, AX, V, AV))
     return H
 
 
-def _input_row(problem: Problem, X: Tensor, AX: Tensor, V: Tensor, AV: Tensor) -> Tensor:
-    """``tr(B_i X E V) = s_i'X E V t_i + t_i'X E V s_i``: sums over the input columns."""
-    Xz, Vz, x = X[problem.z, problem.x], V[problem.z, problem.x], problem.x
-    units = 2 * (Xz * Vz).sum(1) - problem.sum * ((Xz * AV[:, x]).sum(1) + (AX[:, x] * Vz).sum(1))
+def product_traces(problem: Problem, K: Tensor, AK: Tensor, V: Tensor, AV: Tensor) -> Tensor:
+    """``tr(A_j K V')`` for all j, shape (1 + G,): row sums, no product of K and V.
+
+    For the columns of x only, with K = X and V = Z^-1, it is the row of E of the Schur complement.
+
+    Args:
+        K, V: shape (n, m).
+        AK, AV: A K and A V, (N, m).
+    """
+    Kz, Vz = K[problem.z], V[problem.z]
+    units = 2 * (Kz * Vz).sum(1) - problem.sum * ((Kz * AV).sum(1) + (AK * Vz).sum(1))
     if problem.bypass:
-        units += 2 * problem.product * (AX[:, x] * AV[:, x]).sum(1)
-    return problem.collect(units)
+        units += 2 * problem.product * (AK * AV).sum(1)
+    inputs = (K[problem.x] * V[problem.x]).sum()
+    return torch.cat([inputs[None], problem.collect(units)])
 
 
 def _units(problem: Problem, X: Tensor, AX: Tensor, V: Tensor, AV: Tensor) -> Tensor:
