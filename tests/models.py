@@ -246,7 +246,28 @@ def buffers():
     return model
 
 
+class Variadic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(nn.ReLU())
+
+    def forward(self, *args, scale=2.0, **kwargs):
+        return scale * self.net(*args)
+
+
+class OptionalMask(nn.Module):
+    def forward(self, x, mask=None):
+        return x.relu() if mask is None else x * mask
+
+
+def checkpointed(m, x):
+    return torch.utils.checkpoint.checkpoint(m.a, x, use_reentrant=False).relu()
+
+
 STRUCTURES = {
+    "variadic": (Variadic, (5,)),
+    "optional_argument": (OptionalMask, (5,)),
+    "activation_checkpoint": of(checkpointed, a=linear(5, 4)),
     "residual": of(res_block, a=linear(5, 4), b=linear(4, 5)),
     "residual_difference": of(lambda m, x: m.b(x.relu()) - x.tanh() - x, b=linear(5, 5)),
     "dense_skips": of(lambda m, x: m.b(torch.cat([x, torch.relu(m.a(x))], 1)), a=linear(5, 4), b=linear(9, 3)),

@@ -11,7 +11,8 @@ import torch
 from lightning_lipschitz.errors import ExtractionError
 from lightning_lipschitz.extraction.check import check
 from lightning_lipschitz.extraction.function import torch_function
-from lightning_lipschitz.extraction.interpret import Extraction, interpret
+from lightning_lipschitz.extraction.interpret import interpret
+from lightning_lipschitz.extraction.result import Extraction
 from lightning_lipschitz.extraction.trace import Graph, example, trace
 from lightning_lipschitz.extraction.undisturbed import clean, unwrapped
 from lightning_lipschitz.network import Network
@@ -28,7 +29,8 @@ class Extractor:
         model: any module whose forward takes one floating-point tensor and returns one, the batch in the first
             dimension. Compiled modules are unwrapped.
         example_input: only its shape counts; a batch of one will do.
-        name: of the model in messages; its class by default.
+        name: dotted name of the model inside a larger one; it stands before the names of its submodules in messages and
+            in the names of the layers.
 
     Raises:
         ExtractionError, UnsupportedModuleError: it cannot be read as affine maps and activations with bounded slopes.
@@ -45,7 +47,7 @@ class Extractor:
         self._model = unwrapped(model)
         given = example(self._model, example_input)
         self._example = torch.zeros((), dtype=given.dtype).expand(given.shape)  # one number: only the shape is of use
-        self._name = name or type(self._model).__name__
+        self._name = name
         self._graph: Graph | None = None
         self.network()
 
@@ -103,7 +105,7 @@ class Extractor:
             tensors[name] = given.pop(clean(name), tensors[name])
         if given:
             raise ExtractionError(
-                self._name,
+                self._name or type(self._model).__name__,
                 f"it has no parameter or buffer named `{next(iter(given))}`.",
                 "Names are those of its state_dict.",
             )

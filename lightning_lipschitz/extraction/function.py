@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_lipschitz.extraction.interpret import Extraction
+from lightning_lipschitz.extraction.result import Extraction
 from lightning_lipschitz.network import Affine, Array
 
 Map = Callable[[list[Tensor]], Tensor]

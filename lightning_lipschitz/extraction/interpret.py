@@ -6,9 +6,7 @@ is how a parametrised layer (weight norm, spectral norm, orthogonal) becomes the
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,62 +15,33 @@ from torch.utils._pytree import tree_any, tree_map
 
 from lightning_lipschitz.errors import ExtractionError, LipschitzError
 from lightning_lipschitz.extraction.expression import Expression
+from lightning_lipschitz.extraction.location import cast_resolution, display_name, line, path
 from lightning_lipschitz.extraction.patterns import operator_name
 from lightning_lipschitz.extraction.refusals import refusal, unknown
-from lightning_lipschitz.extraction.registry import Activated, Context, Units, find_rule, require_finite
+from lightning_lipschitz.extraction.registry import Activated, Context, find_rule, require_finite
+from lightning_lipschitz.extraction.result import Extraction
 from lightning_lipschitz.extraction.trace import Graph
 from lightning_lipschitz.extraction.traced import SampleMixing, Traced
 from lightning_lipschitz.extraction.undisturbed import clean
-from lightning_lipschitz.network import Affine, Array, Layer, Network
+from lightning_lipschitz.network import Layer, Network
 
-_CONTAINERS = ("container", "transformer")  # modules of torch.nn whose name would hide the operator's
 _EXACT = ("alias", "clone", "detach", "expand", "lift_fresh_copy", "permute", "reshape", "t", "transpose", "view")
 
 
-@dataclass(frozen=True, eq=False)
-class Extraction:
-    """A network and what its units compute, so that it can be run.
-
-    Args:
-        network: the answer.
-        units: one a layer.
-        resolution: relative rounding of the coarsest arithmetic that the model itself uses in making its weights; zero
-            when they were only read.
-    """
-
-    network: Network
-    units: tuple[Units, ...]
-    resolution: float
-
-    def __call__(self, inputs: Array) -> Array:
-        """The network's outputs, shape (batch, outputs), for inputs of shape (batch, input_size)."""
-        sources = [inputs]
-        for layer, units in zip(self.network.layers, self.units, strict=True):
-            sources.append(units(_evaluate(layer.affine, sources)))
-        return _evaluate(self.network.output, sources)
-
-
-def _evaluate(affine: Affine, sources: list[Array]) -> Array:
-    total = np.broadcast_to(affine.bias, (len(sources[0]), affine.size))
-    for term in affine.terms:
-        total = total + sources[term.source] @ term.matrix.T
-    return total
-
-
-def interpret(graph: Graph, weights: Mapping[str, torch.Tensor], model: str) -> Extraction:
+def interpret(graph: Graph, weights: Mapping[str, torch.Tensor], prefix: str = "") -> Extraction:
     """The network of the graph with these weights.
 
     Args:
         graph: from ``trace``.
         weights: every tensor that the graph names.
-        model: its name, for messages.
+        prefix: dotted name of the model inside a larger one, for messages and for the names of the layers.
 
     Raises:
         UnsupportedModuleError: an operator without a rule.
         ExtractionError: samples of a batch act on each other, or the result is random.
         NonFiniteError: a parameter or a constant holds NaN or infinity.
     """
-    walk = _Walk(graph, weights, model)
+    walk = _Walk(graph, weights, prefix)
     # Where composed weights overflow, NonFiniteError follows.
     with torch.no_grad(), torch.autocast("cpu", enabled=False), np.errstate(over="ignore", invalid="ignore"):
         output = walk.run()
@@ -81,12 +50,13 @@ def interpret(graph: Graph, weights: Mapping[str, torch.Tensor], model: str) -> 
 
 
 class _Walk:
-    def __init__(self, graph: Graph, weights: Mapping[str, torch.Tensor], model: str) -> None:
-        self.graph, self.weights, self.model = graph, weights, model
+    def __init__(self, graph: Graph, weights: Mapping[str, torch.Tensor], prefix: str) -> None:
+        self.graph, self.weights, self.prefix = graph, weights, prefix
         self.values: dict[torch.fx.Node, Any] = {}
         self.names: dict[int, str] = {}
         self.layers: list[Activated] = []
         self.resolution = 0.0
+        self.name = f"`{prefix}`" if prefix else "the model"
 
     def run(self) -> Any:
         """The value of the output node."""
@@ -94,7 +64,7 @@ class _Walk:
             if node.op == "output":
                 return self.values[node.args[0]]  # type: ignore[index]
             self.values[node] = self.placeholder(node) if node.op == "placeholder" else self.call(node)
-        raise ExtractionError(self.model, "its graph has no output.", "")
+        raise ExtractionError(self.name, "its graph has no output.", "")
 
     def placeholder(self, node: torch.fx.Node) -> Any:
         if node.name == self.graph.inputs:
@@ -102,8 +72,14 @@ class _Walk:
             return Traced.of_shape(source, self.graph.batch, self.graph.shape)
         name = self.graph.tensors.get(node.name, node.name)
         stored = self.weights[name] if name in self.weights else self.graph.constants[node.name]
+        if hasattr(stored, "full_tensor"):
+            raise ExtractionError(
+                f"`{self.full(name)}`",
+                "it is sharded over processes.",
+                "Gather it (`full_tensor`) and pass it by name.",
+            )
         tensor = stored.detach().cpu()
-        self.names[id(tensor)] = f"`{clean(name)}`"
+        self.names[id(tensor)] = f"`{self.full(name)}`"
         if isinstance(self.weights.get(name), torch.nn.Parameter):
             require_finite(tensor, self.names[id(tensor)])
         return tensor
@@ -111,7 +87,7 @@ class _Walk:
     def call(self, node: torch.fx.Node) -> Any:
         args, kwargs = tree_map(self.resolve, (node.args, node.kwargs))
         operator, context = operator_name(node.target), self.context(node)
-        self.resolution = max(self.resolution, _cast_resolution(node))
+        self.resolution = max(self.resolution, cast_resolution(node))
         traced = tree_any(lambda value: isinstance(value, Traced), (args, kwargs))
         rule = find_rule(operator) if traced else None
         if rule is None:
@@ -145,16 +121,20 @@ class _Walk:
     def fold(self, node: torch.fx.Node, args: Any, kwargs: Any) -> Any:
         result = node.target(*args, **kwargs)  # type: ignore[operator]
         if isinstance(result, torch.Tensor) and result.is_floating_point():
-            self.names[id(result)] = f"the weight computed in `{_path(node)}`"
+            self.names[id(result)] = f"the weight computed in `{self.full(path(node))}`"
             if operator_name(node.target) not in _EXACT:
                 self.resolution = max(self.resolution, torch.finfo(result.dtype).eps)
         return result
 
     def context(self, node: torch.fx.Node) -> Context:
-        operator, line = _operator(node), _line(node)
         value = node.meta.get("val")
         dtype = value.dtype if isinstance(value, torch.Tensor) else None
-        return Context(self.model, _path(node), operator, line, self.graph.batch, self.layers, self.names, dtype)
+        where, what = self.full(path(node)), display_name(node)
+        return Context(where, what, line(node), self.graph.batch, self.layers, self.names, dtype)
+
+    def full(self, name: str) -> str:
+        """A dotted name as the user knows it."""
+        return ".".join(part for part in (self.prefix, clean(name)) if part)
 
     def outputs(self, value: Any) -> Expression:
         """One sample's output; the first dimension must count the samples."""
@@ -169,7 +149,7 @@ class _Walk:
             ):
                 return value.expression.select(entry[0].numpy())  # type: ignore[no-any-return]
         raise ExtractionError(
-            self.model, "the first dimension of its output is not the batch.", "Return one row a sample."
+            self.name, "the first dimension of its output is not the batch.", "Return one row a sample."
         )
 
 
@@ -196,37 +176,3 @@ def _assemble(output: Expression, layers: list[Activated], input_size: int, reso
         output.to_affine(input_size, number, "the output"),
     )
     return Extraction(network, tuple(m.units for m in met), resolution)
-
-
-def _cast_resolution(node: torch.fx.Node) -> float:
-    """Relative rounding of an operator whose result has another floating-point type than an argument; else zero."""
-    values = [each.meta.get("val") for each in (node, *node.all_input_nodes)]
-    dtypes = {each.dtype for each in values if isinstance(each, torch.Tensor) and each.is_floating_point()}
-    return max(torch.finfo(dtype).eps for dtype in dtypes) if len(dtypes) > 1 else 0.0
-
-
-def _stack(node: torch.fx.Node) -> list[tuple[str, Any]]:
-    return list((node.meta.get("nn_module_stack") or {}).values())
-
-
-def _path(node: torch.fx.Node) -> str:
-    stack = _stack(node)
-    return clean(stack[-1][0]) if stack else ""
-
-
-def _operator(node: torch.fx.Node) -> str:
-    """The class of a ready-made module of torch.nn, else the operator."""
-    stack = _stack(node)
-    parts = str(stack[-1][1]).removeprefix("<class '").removesuffix("'>").split(".") if stack else []
-    if parts[:3] == ["torch", "nn", "modules"] and parts[3] not in _CONTAINERS:
-        return parts[-1]
-    return operator_name(node.target)
-
-
-def _line(node: torch.fx.Node) -> str:
-    """Where the user wrote it, from the stack that torch.export recorded."""
-    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
-    for place, code in reversed(list(itertools.pairwise(lines))):
-        if place.startswith('File "') and "/torch/" not in place:
-            return f"({place.removeprefix('File ').rpartition(', in')[0].replace(', line ', ':')}: `{code}`)"
-    return ""

@@ -23,6 +23,7 @@ _NEVER = {
     ),
     _JUMP: (
         "sign sgn round floor ceil trunc fix frac heaviside gt ge lt le eq ne argmax argmin argsort floor_divide "
+        "fake_quantize_per_tensor_affine fake_quantize_per_channel_affine quantize_per_tensor "
         "remainder fmod bucketize isnan isfinite logical_not logical_and logical_or bitwise_not any all nonzero signbit"
     ),
     _ATTENTION: (

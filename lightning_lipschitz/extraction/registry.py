@@ -86,7 +86,6 @@ class Context:
     """Where in the model a rule is being applied, and the layers found so far.
 
     Args:
-        model: name of the model, for messages.
         path: dotted name of the innermost submodule, "" for the model itself.
         operator: what stands there, as the user would call it.
         line: the user's own line of code, if it is known.
@@ -96,7 +95,6 @@ class Context:
         dtype: of the result, as the model computes it.
     """
 
-    model: str
     path: str
     operator: str
     line: str
@@ -118,7 +116,7 @@ class Context:
 
     def refused(self, reason: str, advice: str) -> ExtractionError:
         """The error to raise when it is not the operator that is at fault."""
-        where = f"`{self.path}`" if self.path else self.model
+        where = f"`{self.path}`" if self.path else "the model"
         return ExtractionError(where, f"{reason} {self.line}".strip(), advice)
 
     def constant(self, value: torch.Tensor | float) -> torch.Tensor:

@@ -6,6 +6,7 @@ parameters and buffers by name, and keeps the number of samples symbolic.
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def trace(model: torch.nn.Module, given: Any) -> Graph:
     x = example(model, given)
     with undisturbed(model), quiet_export():
         try:
-            exported = torch.export.export(model, (x,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
+            exported = torch.export.export(model, (x,), dynamic_shapes=_any_batch(model), strict=False)
             if any(_is_stateful(node) for node in exported.graph.nodes):
                 exported = exported.run_decompositions({})  # thrice the time of the export itself
         except Exception as error:
@@ -94,6 +95,13 @@ def _refuse_untraceable(model: torch.nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if torch.nn.parameter.is_lazy(tensor) or tensor.is_meta:
             raise ExtractionError(f"`{name}`", "it has no values yet.", "Run the model once, or load its weights.")
+
+
+def _any_batch(model: torch.nn.Module) -> Any:
+    """The first dimension of the one argument is free; ``forward(self, *args)`` wants it one level deeper."""
+    first = next(iter(inspect.signature(model.forward).parameters.values()), None)
+    free = ({0: Dim.AUTO},)
+    return (free,) if first is not None and first.kind is inspect.Parameter.VAR_POSITIONAL else free
 
 
 def _is_stateful(node: torch.fx.Node) -> bool:

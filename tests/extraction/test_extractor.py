@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lightning_lipschitz._lightning import LightningModule, Trainer
-from lightning_lipschitz.errors import ArgumentError, ExtractionError, NonFiniteError
+from lightning_lipschitz.errors import ArgumentError, ExtractionError, NonFiniteError, UnsupportedModuleError
 from lightning_lipschitz.extraction import Extractor, extract
 from lightning_lipschitz.extraction.check import check
 from tests.models import Lambda, compiled, mlp, randomized_norm
@@ -319,6 +319,19 @@ def test_the_check_sees_a_difference(change):
         check(model, extractor._tensors(None), extraction, (5,))
 
 
+def test_rounding_is_not_taken_for_a_difference():
+    """Large numbers cancel in the last layer: rounding alone moves the output by far more than its last digits."""
+    model = mlp(nn.ReLU()).double()
+    model[0].bias.data += 1e7
+    model[2].bias.data -= model[2].weight.data @ model[0].bias.data
+    extractor = Extractor(model, torch.zeros(2, 5))
+    assert extractor.network().sizes == (5, 6)
+    extraction = extractor.extract()
+    model[2].weight.data[0, 0] *= 1 + 1e-6
+    with pytest.raises(ExtractionError, match="does not reproduce"):
+        check(model, extractor._tensors(None), extraction, (5,))
+
+
 def test_a_changed_forward_is_noticed():
     model = Lambda(lambda m, x: x.relu())
     extractor = Extractor(model, torch.zeros(2, 5))
@@ -346,6 +359,26 @@ def test_a_convolution_is_read_without_rounding():
             - convolution.bias[:, None, None]
         )
     np.testing.assert_allclose(term.matrix, columns.flatten(1).T.numpy(), atol=1e-15)
+
+
+def test_autocast_inside_the_forward_rounds_the_weights():
+    def forward(m, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return m.a(x).float().relu()
+
+    model = Lambda(forward, a=nn.Linear(5, 3))
+    expected = model.a.weight.detach().bfloat16().double().numpy()
+    np.testing.assert_array_equal(matrices(extract(model, torch.zeros(2, 5)))[0], expected)
+
+
+def test_the_name_of_a_part_stands_before_those_of_its_submodules():
+    assert Extractor(mlp(nn.ReLU()), torch.zeros(2, 5), name="net.head").network().layers[0].name == "net.head.1"
+    with pytest.raises(UnsupportedModuleError, match=r"`net\.head\.1`"):
+        Extractor(mlp(nn.Softmax(1)), torch.zeros(2, 5), name="net.head")
+    model = mlp(nn.ReLU())
+    model[2].bias.data[0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"`net\.2\.bias`"):
+        Extractor(model, torch.zeros(2, 5), name="net")
 
 
 def test_own_dtype_is_respected_when_the_code_insists():
