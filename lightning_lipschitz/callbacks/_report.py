@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
 from lightning_lipschitz._lightning import LightningModule, Trainer, rank_zero_warn
 from lightning_lipschitz.callbacks._measure import Measurement, Record
+
+
+class Measured(Protocol):
+    """Anything with numbers to log."""
+
+    def metrics(self) -> dict[str, float]:
+        """What is logged, by the last part of its key."""
 
 
 class Report:
@@ -23,7 +32,7 @@ class Report:
         self._max_lipschitz = max_lipschitz
         self._warned: set[str] = set()
 
-    def log(self, trainer: Trainer, pl_module: LightningModule, record: Record) -> None:
+    def log(self, trainer: Trainer, pl_module: LightningModule, record: Measured) -> None:
         """Through ``self.log``, so that checkpoints, early stopping and loggers find it beside ``val_loss``."""
         if trainer.barebones:
             return
@@ -42,7 +51,7 @@ class Report:
                 batch_size=1,
             )
 
-    def write(self, trainer: Trainer, record: Record) -> None:
+    def write(self, trainer: Trainer, record: Measured) -> None:
         """After the last epoch, where ``self.log`` is forbidden: at the step of what the last epoch logged."""
         metrics = {f"{self.prefix}/{name}": value for name, value in record.metrics().items()}
         step = max(trainer.fit_loop.epoch_loop._batches_that_stepped - 1, 0)

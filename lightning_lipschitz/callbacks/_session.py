@@ -10,7 +10,7 @@ import torch
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, Trainer, isolate_rng
 from lightning_lipschitz.callbacks._measure import Measurement, Settings, measure
 from lightning_lipschitz.callbacks._ranks import Failure, Ranks
-from lightning_lipschitz.callbacks._target import averaged_model, deployed
+from lightning_lipschitz.callbacks._target import averaged_model, deployed, refuse_sharded
 from lightning_lipschitz.callbacks._watch import Watched
 from lightning_lipschitz.certificate import Certificate
 
@@ -24,9 +24,13 @@ class Session:
         trainer: of the fit.
         name: the callback's ``module``.
         settings: of every measurement.
+
+    Raises:
+        MisconfigurationException: the strategy shards parameters.
     """
 
     def __init__(self, trainer: Trainer, name: str, settings: Settings) -> None:
+        refuse_sharded(trainer, "LipschitzCallback")
         self._name = name
         self._settings = settings
         self._ranks = Ranks(trainer)

@@ -61,40 +61,58 @@ class SaveGate:
 
     Args:
         module: whose checkpoints are meant.
-        on_save: a bound method; held weakly.
+        action: a bound method; held weakly.
     """
 
-    def __init__(self, module: LightningModule, on_save: Callable[[LightningModule, Checkpoint], None]) -> None:
+    hook = "on_save_checkpoint"
+    last = True  # what the module's own hook leaves is what is written
+
+    def __init__(self, module: LightningModule, action: Callable[[LightningModule, Checkpoint], None]) -> None:
         self._module = ref(module)
-        self._on_save: WeakMethod[Callable[[LightningModule, Checkpoint], None]] | None = WeakMethod(on_save)
-        self._inner = module.__dict__.get("on_save_checkpoint")
+        self._action: WeakMethod[Callable[[LightningModule, Checkpoint], None]] | None = WeakMethod(action)
+        self._inner = module.__dict__.get(self.hook)
 
     def install(self) -> None:
         module = self._module()
         if module is not None:
-            module.on_save_checkpoint = self  # type: ignore[method-assign]
+            setattr(module, self.hook, self)
 
     def remove(self) -> None:
         """Put back what was there; under another wrapper, stay as a mere passage."""
-        self._on_save = None
+        self._action = None
         module = self._module()
-        if module is None or module.__dict__.get("on_save_checkpoint") is not self:
+        if module is None or module.__dict__.get(self.hook) is not self:
             return
         if self._inner is None:
-            del module.__dict__["on_save_checkpoint"]
+            del module.__dict__[self.hook]
         else:
-            module.on_save_checkpoint = self._inner  # type: ignore[method-assign]
+            setattr(module, self.hook, self._inner)
 
     def __call__(self, checkpoint: Checkpoint) -> None:
+        steps = (self._call_inner, self._act) if self.last else (self._act, self._call_inner)
+        for step in steps:
+            step(checkpoint)
+
+    def _call_inner(self, checkpoint: Checkpoint) -> None:
         module = self._module()
         if self._inner is not None:
             self._inner(checkpoint)
         elif module is not None:
-            type(module).on_save_checkpoint(module, checkpoint)
-        on_save = None if self._on_save is None else self._on_save()
-        if on_save is not None and module is not None:
-            on_save(module, checkpoint)
+            getattr(type(module), self.hook)(module, checkpoint)
+
+    def _act(self, checkpoint: Checkpoint) -> None:
+        action = None if self._action is None else self._action()
+        module = self._module()
+        if action is not None and module is not None:
+            action(module, checkpoint)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         # Reached while the module is being copied: its copy is still bare, so this is the method of the class.
-        return getattr, (self._module(), "on_save_checkpoint")
+        return getattr, (self._module(), self.hook)
+
+
+class LoadGate(SaveGate):
+    """The same around ``on_load_checkpoint``, before the module's own hook and before any weight is loaded."""
+
+    hook = "on_load_checkpoint"
+    last = False

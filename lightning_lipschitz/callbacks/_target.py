@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, Trainer
 
+_SHARDING = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}  # by name: there are two packages
 _NO_FORWARD = ("LightningModule.forward", "_forward_unimplemented")
 
 
@@ -51,6 +52,20 @@ def _choices(root: nn.Module, limit: int = 8) -> str:
     names = [repr(name) for name, _ in root.named_modules() if name]
     listed = ", ".join(names[:limit]) or "''"
     return listed if len(names) <= limit else f"{listed}, ... ({len(names)} in all)"
+
+
+def refuse_sharded(trainer: Trainer, owner: str) -> None:
+    """Weights that no process holds whole cannot be read here.
+
+    Raises:
+        MisconfigurationException: the strategy shards parameters.
+    """
+    strategy = type(trainer.strategy)
+    if _SHARDING & {cls.__name__ for cls in strategy.__mro__}:
+        raise MisconfigurationException(
+            f"`{owner}` does not support `{strategy.__name__}` yet: no process holds the whole weights."
+            " Use `strategy='ddp'`, or certify a consolidated checkpoint with `lightning_lipschitz.certify`."
+        )
 
 
 def uncompiled(module: nn.Module) -> nn.Module:

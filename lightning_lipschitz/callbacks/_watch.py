@@ -22,18 +22,19 @@ class Watched:
 
     Args:
         model: the live model.
-        name: as for :func:`~lightning_lipschitz.callbacks._target.find_target`.
+        name, owner: as for :func:`~lightning_lipschitz.callbacks._target.find_target`.
 
     Raises:
         MisconfigurationException: ``model`` has no such submodule.
     """
 
-    def __init__(self, model: LightningModule, name: str) -> None:
+    def __init__(self, model: LightningModule, name: str, owner: str = "LipschitzCallback") -> None:
         self.name = name
+        self._owner = owner
         self.inputs = InputCapture()
         self._extractor: Extractor | None = None
         self._traced: nn.Module | None = None
-        target = find_target(model, name)
+        target = find_target(model, name, owner)
         self._is_whole_model = target is model
         example = getattr(model, "example_input_array", None) if self._is_whole_model else None
         if example is not None:
@@ -53,9 +54,9 @@ class Watched:
             return
         if self.inputs.arguments is None:
             raise MisconfigurationException(
-                "`LipschitzCallback` needs an example input of the model: `forward` was not called in the first batch,"
+                f"`{self._owner}` needs an example input of the model: `forward` was not called in the first batch,"
                 f" and the batch, of type `{type(batch).__name__}`, does not start with a tensor. Set"
-                " `example_input_array` in the LightningModule, or name a submodule: `LipschitzCallback(module=...)`."
+                f" `example_input_array` in the LightningModule, or name a submodule: `{self._owner}(module=...)`."
             )
 
     def trace(self, root: nn.Module) -> bool:
@@ -70,16 +71,17 @@ class Watched:
 
     def network(self, root: nn.Module) -> Network:
         """The submodule inside ``root``, with its weights as they are now."""
-        return self._reader(root).network()
+        return self.reader(root).network()
 
     def lower_bound(self, root: nn.Module) -> float:
         """A sampled lower bound, from the last inputs seen; with random numbers of its own."""
         inputs = self.inputs.example.flatten(1).cpu()
         generator = torch.Generator().manual_seed(0)
-        function = self._reader(root).function("cpu")
+        function = self.reader(root).function("cpu")
         return steepest_pair(function, inputs, steps=_ASCENT_STEPS, pairs=_PAIRS, generator=generator).value
 
-    def _reader(self, root: nn.Module) -> Extractor:
+    def reader(self, root: nn.Module) -> Extractor:
+        """What reads the submodule inside ``root``; an example input must have been seen."""
         self.inputs.disarm()  # the trace must not contain our own hook
         target = uncompiled(find_target(root, self.name))
         if self._extractor is None or self._traced is not target:

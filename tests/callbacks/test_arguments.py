@@ -1,9 +1,11 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from lightning_lipschitz._lightning import MisconfigurationException
 from lightning_lipschitz.callbacks import LipschitzCallback
+from lightning_lipschitz.callbacks._target import refuse_sharded
 from lightning_lipschitz.errors import LipschitzError
 from tests.modules import Classifier, DictBatches, Idle, Pair, Uncertifiable, UncertifiableWithExample
 
@@ -93,3 +95,12 @@ def test_submodule_that_is_never_called(fit):
         MisconfigurationException, match=r"module='spare'\)`: the submodule was not called in 4 batches"
     ):
         fit(Idle(), LipschitzCallback(module="spare"))
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])
+def test_sharded_weights_are_refused(name):
+    strategy = type("Mine", (type(name, (), {}),), {})()
+    with pytest.raises(
+        MisconfigurationException, match="does not support `Mine` yet: no process holds the whole weights"
+    ):
+        refuse_sharded(SimpleNamespace(strategy=strategy), "LipschitzCallback")

@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from pytorch_lightning.loggers import CSVLogger
 
 from lightning_lipschitz.callbacks import LipschitzCallback
+from lightning_lipschitz.callbacks._stamp import SaveGate
 from tests.modules import Classifier, Noisy, Pair, loader
 
 OURS = ("epoch", "step")
@@ -191,3 +192,51 @@ def test_no_dataloader_is_asked_for_more(trainer):
     data = Counting()
     trainer(LipschitzCallback()).fit(Classifier(), data)
     assert data.drawn == 8
+
+
+def test_a_solver_that_draws_random_numbers(fit, monkeypatch, tmp_path):
+    """Whatever a solver does with the global streams, the run does not notice."""
+    from lightning_lipschitz import api
+
+    real = api.certify
+
+    def drawing(*args, **options):
+        torch.manual_seed(0), np.random.seed(0), random.seed(0)
+        return real(*args, **options)
+
+    without = run(fit, tmp_path / "without")
+    monkeypatch.setattr(api, "certify", drawing)
+    same(without, run(fit, tmp_path / "with", LipschitzCallback()))
+
+
+class OuterGate:
+    """Another callback's wrapper, put on after ours and taken off before or after it."""
+
+    def __init__(self, module):
+        self.module, self.inner = module, module.on_save_checkpoint
+        module.on_save_checkpoint = self
+
+    def __call__(self, checkpoint):
+        self.inner(checkpoint)
+        checkpoint["outer"] = True
+
+    def remove(self):
+        self.module.on_save_checkpoint = self.inner
+
+
+@pytest.mark.parametrize("order", ["outer first", "ours first"])
+def test_gates_can_be_stacked(order):
+    class Owner:
+        def on_every_save(self, module, checkpoint):
+            checkpoint["ours"] = True
+
+    module, owner = Saver(), Owner()
+    gate = SaveGate(module, owner.on_every_save)
+    gate.install()
+    outer = OuterGate(module)
+    module.on_save_checkpoint(first := {})
+    assert first == {"mine": id(module), "ours": True, "outer": True}
+    for step in (outer.remove, gate.remove)[:: 1 if order == "outer first" else -1]:
+        step()
+    module.on_save_checkpoint(last := {})
+    assert last == {"mine": id(module)}
