@@ -17,9 +17,11 @@ _MARGIN = 1.05
 def recursion(problem: Problem) -> Tensor:
     """y = (rho, lam) with Z(y) > 0: one multiplier a layer, from the output back, rho a little more than needed.
 
-    R is what the layers behind leave to be dominated, at first C. Layer k is written ``z = (alpha + beta)/2 y + u``;
-    with lam = c its own block is 2 c I - R_uu, positive for c = the largest eigenvalue of R_uu, and its Schur
-    complement is the next R. This is the closed form of ECLipsE-Fast (Xu and Sivaranjani 2024) for any graph.
+    R is what the layers behind leave to be dominated, at first C. Layer k is written ``z = m y + u``, m and r the middle
+    and the radius of the slopes, so that lam = c contributes ``2 c (|u|^2 - |r y|^2)``. The block of u becomes
+    2 c I - R_uu, and R is replaced by its Schur complement, which grows by about
+    ``2 c |r A|^2 + |R_uv|^2 / (2 c - |R_uu|)``: least for ``2 c = |R_uu| + |R_uv| / |r A|``. For slopes [0, 1] this
+    is the closed form of ECLipsE-Fast (Xu and Sivaranjani 2024), c = |R_uu|, which is taken where it is larger.
     """
     lam = torch.empty(problem.num_units, dtype=torch.float64, device=problem.device)
     R, A = problem.output.T @ problem.output, problem.dense_rows()
@@ -28,13 +30,13 @@ def recursion(problem: Problem) -> Tensor:
     for source, units in zip(reversed(problem.sources[1:]), reversed(problem.layers), strict=True):
         before = slice(0, source.start)
         own, cross, rest = R[source, source], R[source, before], R[before, before]
-        center = middle[units] * A[units, before]
-        lam[units] = torch.linalg.eigvalsh(own)[-1].clamp(min=floor)
+        centre, reach = middle[units] * A[units, before], radius[units] * A[units, before]
+        both = cross + own @ centre
+        size = torch.linalg.eigvalsh(own)[-1].clamp(min=floor)
+        lam[units] = torch.maximum(size, (size + both.norm() / reach.norm()) / 2)
         block = 2 * torch.diag(lam[units]) - own
-        both = cross + own @ center
         half = torch.linalg.solve_triangular(torch.linalg.cholesky(block), both, upper=False)
-        reach = (2 * lam[units]).sqrt()[:, None] * radius[units] * A[units, before]
-        R = rest + center.T @ cross + both.T @ center + reach.T @ reach + half.T @ half
+        R = rest + centre.T @ cross + both.T @ centre + (2 * lam[units][0]) * reach.T @ reach + half.T @ half
     rho = _MARGIN * torch.linalg.eigvalsh(R)[-1]
     return torch.cat([rho[None], lam.new_zeros(problem.num_groups).index_copy_(0, problem.group, lam)])
 
