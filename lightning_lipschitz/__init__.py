@@ -1,10 +1,23 @@
 """Lipschitz constants of PyTorch Lightning models: proved, watched and controlled while they train."""
 
+from typing import TYPE_CHECKING, Any
+
 from lightning_lipschitz.api import certify, lower_bound, verify
 from lightning_lipschitz.bounds.lower import LowerBound
-from lightning_lipschitz.callbacks import LipschitzCallback
 from lightning_lipschitz.certificate import Certificate, Status
+
+if TYPE_CHECKING:
+    from lightning_lipschitz.callbacks import LipschitzCallback
 
 __version__ = "0.1.0"
 
 __all__ = ["Certificate", "LipschitzCallback", "LowerBound", "Status", "certify", "lower_bound", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    """Names that need Lightning are imported when they are first used: certifying weights does not wait for it."""
+    if name in __all__:
+        from lightning_lipschitz import callbacks
+
+        return getattr(callbacks, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

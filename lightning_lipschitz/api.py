@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lipschitz.bounds.lower import LowerBound, steepest_pair
-from lightning_lipschitz.bounds.search import Method, Settings, Solver, certify_network
+from lightning_lipschitz.bounds.search import certify_network
+from lightning_lipschitz.bounds.settings import Method, Settings, Solver
 from lightning_lipschitz.certificate import Certificate, Status, prove
 from lightning_lipschitz.errors import ArgumentError, CertificateError, SolverError
 from lightning_lipschitz.extraction import Extractor
@@ -34,6 +35,7 @@ def certify(
     warm_start: Certificate | None = None,
     throw: bool = True,
     slopes: tuple[float, float] = (0.0, 1.0),
+    couplings: str = "all",
 ) -> Certificate:
     r"""A proved upper bound L of the l2 Lipschitz constant: :math:`|f(x) - f(x')|_2 \le L\, |x - x'|_2` for all inputs.
 
@@ -59,6 +61,7 @@ def certify(
         workers: sub-networks solved at once.
         warm_start: an earlier certificate of nearly the same network.
         throw: raise when the method fails (True) or return the best simpler bound with ``status`` FALLBACK (False).
+        couplings: of "lipsdp-network": "all", "random:K" or "spaced:K".
         slopes: of the activations when ``model`` is a list of matrices; [0, 1] covers ReLU, tanh and the like.
 
     Returns:
@@ -77,7 +80,10 @@ def certify(
     """
     _check(method=method, solver=solver, rtol=rtol, time_limit=time_limit, workers=workers, split_size=split_size)
     network = read(model, example_input, slopes)
-    settings = Settings(method, solver, rtol, time_limit, str(device), warm_start)
+    state = None if warm_start is None else warm_start.state or warm_start.proof
+    settings = Settings(
+        method, solver, rtol, time_limit, str(device), split_size, workers, warm_start=state, couplings=couplings
+    )
     certificate = certify_network(network, settings)
     if throw and certificate.status in (Status.FALLBACK, Status.FAILED):
         raise SolverError(f"`{method}` with solver `{solver}` failed. {certificate.status.value}", certificate)

@@ -96,6 +96,17 @@ class SolverError(LipschitzError):
         self.certificate = certificate
 
 
+class NotABoundWarning(UserWarning):
+    """A number that is not an upper bound was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "lipsdp-network is NOT an upper bound and is offered for reproduction only: its coupled multipliers are "
+            "not valid. relu(x + 1) - relu(x - 1) has Lipschitz constant 1, and it returns 0 for it. "
+            "Use method='lipsdp-neuron' for a bound."
+        )
+
+
 class NumericalWarning(UserWarning):
     """A result that is right but less accurate than was asked for."""
 

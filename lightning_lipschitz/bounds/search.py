@@ -2,125 +2,113 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+import math
+from dataclasses import replace
+from functools import partial
 
-from lightning_lipschitz.bounds import closed_form, conic, interior_point, norm_product
+from lightning_lipschitz.bounds import closed_form, cost, interior_point, norm_product
+from lightning_lipschitz.bounds.outcome import Clock, Outcome
 from lightning_lipschitz.bounds.proposal import Proposal, Sharing
+from lightning_lipschitz.bounds.settings import Method, Settings, Solver
 from lightning_lipschitz.bounds.signing import Signed, sign
+from lightning_lipschitz.bounds.splitting import combine, every
+from lightning_lipschitz.bounds.workers import map_in_processes
 from lightning_lipschitz.certificate import Certificate, Multipliers, Status, prove
+from lightning_lipschitz.certificate.pieces import pieces
 from lightning_lipschitz.errors import SolverError
 from lightning_lipschitz.network import Network
 
-Method = Literal["auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", "lipsdp-network"]
-Solver = Literal["auto", "native", "clarabel", "scs"]
-
 INTERIOR_RHO = 1.1  # the closed-form point with rho raised by this factor is well inside the feasible set
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to search; the arguments of :func:`lightning_lipschitz.certify` of the same names."""
-
-    method: Method = "auto"
-    solver: Solver = "auto"
-    rtol: float = 1e-6
-    time_limit: float | None = None
-    device: str = "auto"
-    warm_start: Any = None
-
-
-@dataclass(frozen=True)
-class Search:
-    """What was found: the signed bounds, and how the optimising method ended (None where none was asked for)."""
-
-    signed: tuple[Signed, ...]
-    proposal: Proposal | None = None
-    failure: SolverError | None = None
-
-
-class _Clock:
-    """Seconds since the start, and seconds left."""
-
-    def __init__(self, limit: float | None) -> None:
-        self.limit, self.start = limit, time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start
-
-    @property
-    def left(self) -> float | None:
-        return None if self.limit is None else max(self.limit - self.seconds, 0.0)
 
 
 def certify_network(network: Network, settings: Settings) -> Certificate:
     """The lowest bound that the kernel signs.
 
     An explicit "norm-product" or "closed-form" is that method's own number. The LipSDP methods never return more than
-    those two.
+    those two. "lipsdp-network" returns a number that is no bound.
 
     Raises:
         SolverError: nothing could be signed (a bound beyond the range of float64).
     """
-    clock = _Clock(settings.time_limit)
+    clock = Clock(settings.time_limit)
+    if settings.method == "lipsdp-network":
+        return _not_a_bound(network, settings, clock)
     found = _search(network, settings, clock)
     if not found.signed:
         raise SolverError(
             "no method gave a bound that could be verified; the bound may lie beyond the range of float64."
         )
     best = min(found.signed, key=lambda signed: signed.upper_bound)
-    lower = found.proposal.lower_bound if found.proposal else None
     return Certificate(
         upper_bound=best.upper_bound,
         certified=True,
-        status=_status(found, best, settings.rtol),
+        status=found.status,
         method=best.method,
         solver=best.solver,
-        relative_gap=None if lower is None else _gap(best.upper_bound, lower),
+        relative_gap=found.gap(best.upper_bound),
         verification_loss=best.loss,
         seconds=clock.seconds,
         network_digest=network.digest,
         proof=best.proof,
-        state=found.proposal.state if found.proposal else None,
+        state=found.state,
     )
 
 
-def _search(network: Network, settings: Settings, clock: _Clock) -> Search:
+def _search(network: Network, settings: Settings, clock: Clock) -> Outcome:
     product = _norm_product(network)
-    if settings.method == "norm-product" or (product and product.upper_bound == 0.0):
-        return Search((product,) if product else ())
+    if settings.method == "norm-product" or (product and product[0].upper_bound == 0.0):
+        return Outcome(product)
     points = closed_form.propose(network)
     closed = _closed_form(network, points)
     if settings.method == "closed-form":
-        return Search((closed,) if closed else ())
-    simple = tuple(signed for signed in (closed, product) if signed)
+        return Outcome(closed)
+    simple = Outcome((*closed, *product))
     if not network.layers or not points:
-        return Search(simple)
-    method = "lipsdp-neuron" if settings.method == "auto" else settings.method
+        return simple
+    cuts = _cuts(network, settings)
     try:
-        proposal = _optimise(network, method, settings, clock)
-    except SolverError as failure:
-        return Search(simple, failure=failure)
-    interior = replace(points[0], rho=points[0].rho * INTERIOR_RHO)
-    best = sign(network, proposal.multipliers, interior, method, proposal.solver)
-    return Search((best, *simple) if best else simple, proposal)
+        better = _split(network, cuts, settings, clock) if cuts else _lipsdp(network, points[0], settings, clock)
+    except SolverError:
+        return replace(simple, status=Status.FALLBACK)
+    return replace(better, signed=better.signed + simple.signed)
 
 
-def _norm_product(network: Network) -> Signed | None:
+def _cuts(network: Network, settings: Settings) -> tuple[int, ...]:
+    """Where to split: as asked for, or where the whole would take too long or too much memory."""
+    if settings.split_size is not None:
+        return every(network, settings.split_size)
+    if settings.method == "auto" and settings.solver in ("auto", "native"):
+        return cost.cuts(network, settings.time_limit)
+    return ()
+
+
+def _norm_product(network: Network) -> tuple[Signed, ...]:
     proof = norm_product.propose(network)
     bound = prove(network, proof)
-    return None if bound is None or bound == float("inf") else Signed(bound, proof, 0.0, "norm-product", "eigenvalues")
+    if bound is None or not math.isfinite(bound):
+        return ()
+    return (Signed(bound, proof, 0.0, "norm-product", "eigenvalues"),)
 
 
-def _closed_form(network: Network, points: tuple[Multipliers, ...]) -> Signed | None:
-    return next((s for point in points if (s := sign(network, point, None, "closed-form", "closed-form"))), None)
+def _closed_form(network: Network, points: tuple[Multipliers, ...]) -> tuple[Signed, ...]:
+    signed = (sign(network, point, None, "closed-form", "closed-form") for point in points)
+    return tuple(found for found in signed if found)[:1]
 
 
-def _optimise(network: Network, method: str, settings: Settings, clock: _Clock) -> Proposal:
-    sharing: Sharing = "layer" if method == "lipsdp-layer" else "neuron"
+def _lipsdp(network: Network, start: Multipliers, settings: Settings, clock: Clock) -> Outcome:
+    method = "lipsdp-layer" if settings.method == "lipsdp-layer" else "lipsdp-neuron"
+    proposal = _optimise(network, "layer" if method == "lipsdp-layer" else "neuron", settings, clock)
+    interior = replace(start, rho=start.rho * INTERIOR_RHO)
+    signed = sign(network, proposal.multipliers, interior, method, proposal.solver)
+    return Outcome(
+        (signed,) if signed else (), _status(proposal, signed, settings.rtol), proposal.lower_bound, proposal.state
+    )
+
+
+def _optimise(network: Network, sharing: Sharing, settings: Settings, clock: Clock) -> Proposal:
     if settings.solver == "clarabel" or settings.solver == "scs":
+        from lightning_lipschitz.bounds import conic  # cvxpy takes seconds to import
+
         return conic.solve(network, sharing=sharing, solver=settings.solver, rtol=settings.rtol, time_limit=clock.left)
     return interior_point.propose(
         network,
@@ -132,17 +120,41 @@ def _optimise(network: Network, method: str, settings: Settings, clock: _Clock) 
     )
 
 
-def _status(found: Search, best: Signed, rtol: float) -> Status:
-    if found.failure is not None:
-        return Status.FALLBACK
-    if found.proposal is None:
-        return Status.SOLVED
-    if found.proposal.timed_out:
+def _status(proposal: Proposal, signed: Signed | None, rtol: float) -> Status:
+    if proposal.timed_out:
         return Status.TIME_LIMIT
-    if best.loss > max(rtol, 1e-7) or not found.proposal.converged:
-        return Status.ALMOST_SOLVED
-    return Status.SOLVED
+    if signed is None:
+        return Status.FALLBACK
+    return Status.SOLVED if proposal.converged and signed.loss <= max(rtol, 1e-7) else Status.ALMOST_SOLVED
 
 
-def _gap(upper: float, lower: float) -> float:
-    return max(0.0, 1.0 - lower / upper)
+def _split(network: Network, cuts: tuple[int, ...], settings: Settings, clock: Clock) -> Outcome:
+    """Certify the pieces one by one or at once; each has its share of the time."""
+    parts = pieces(network, cuts)
+    if parts is None:
+        raise SolverError(f"the network cannot be cut at {cuts}")
+    rounds = math.ceil(len(parts) / settings.workers)
+    limit = None if clock.left is None else max(clock.left / rounds, 1e-3)
+    inner = replace(settings, split_size=len(network.layers) + 1, workers=1, time_limit=limit, warm_start=None)
+    return combine(network, cuts, map_in_processes(partial(certify_network, settings=inner), parts, settings.workers))
+
+
+def _not_a_bound(network: Network, settings: Settings, clock: Clock) -> Certificate:
+    from lightning_lipschitz.bounds import coupled  # cvxpy takes seconds to import
+
+    value = coupled.solve(network, settings.couplings, rtol=settings.rtol, time_limit=settings.time_limit)
+    return Certificate(
+        upper_bound=value,
+        certified=False,
+        status=Status.NOT_A_BOUND,
+        method="lipsdp-network",
+        solver="clarabel",
+        relative_gap=None,
+        verification_loss=0.0,
+        seconds=clock.seconds,
+        network_digest=network.digest,
+        proof=None,
+    )
+
+
+__all__ = ["Method", "Settings", "Solver", "certify_network"]

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_lipschitz.certificate.proofs import Multipliers, Norms, Proof
+from lightning_lipschitz.certificate.encoding import decode, encode
+from lightning_lipschitz.certificate.proofs import Proof
 from lightning_lipschitz.errors import CertificateError
 
 FORMAT = "lightning-lipschitz certificate 1"
@@ -85,9 +86,8 @@ class Certificate:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one file, whole or not at all: a NumPy ``.npz`` archive of plain arrays, no pickle.
 
-        Entries: ``header`` (UTF-8 JSON as bytes: format, the scalar fields, kind of proof), then ``values_0`` ... one
-            array a layer (multipliers)
-        or a map (norms).
+        Entries: ``header`` (UTF-8 JSON as bytes: format, the scalar fields, a description of the proof), then
+        ``values_0``, ``values_1`` ... (the arrays that the description names, in order).
 
         Raises:
             CertificateError: the certificate is not a certified one.
@@ -128,14 +128,10 @@ class Certificate:
             raise CertificateError(f"{os.fspath(path)} is not a certificate file or is damaged: {error}") from error
 
     def _arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        header = self.summary() | {"format": FORMAT}
-        values: tuple[np.ndarray[Any, Any], ...] = ()
-        if isinstance(self.proof, Multipliers):
-            header |= {"proof": "multipliers", "rho": self.proof.rho}
-            values = self.proof.values
-        elif isinstance(self.proof, Norms):
-            header |= {"proof": "norms"}
-            values = tuple(np.array(row) for row in self.proof.values)
+        if self.proof is None:
+            raise CertificateError("there is no proof to save.")
+        description, values = encode(self.proof)
+        header = self.summary() | {"format": FORMAT, "proof": description}
         packed = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
         return {"header": packed} | {f"values_{k}": array for k, array in enumerate(values)}
 
@@ -144,9 +140,7 @@ class Certificate:
         header = json.loads(arrays["header"].tobytes().decode())
         if header.pop("format") != FORMAT:
             raise ValueError(f"the format is not {FORMAT!r}")
-        values = tuple(arrays[f"values_{k}"] for k in range(len(arrays) - 1))
-        kind, rho = header.pop("proof"), header.pop("rho", None)
-        proof: Proof = Multipliers(rho, values) if kind == "multipliers" else Norms(tuple(map(tuple, values)))
+        proof = decode(header.pop("proof"), [arrays[f"values_{k}"] for k in range(len(arrays) - 1)])
         known = {field.name for field in fields(cls)}
         if unknown := set(header) - known:
             raise ValueError(f"unknown entries {sorted(unknown)}")

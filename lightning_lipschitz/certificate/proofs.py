@@ -44,4 +44,16 @@ class Norms:
         object.__setattr__(self, "values", tuple(tuple(float(s) for s in row) for row in self.values))
 
 
-Proof: TypeAlias = Multipliers | Norms
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Proofs of the pieces between ``cuts``, layers that every path goes through (numbered from 1)."""
+
+    cuts: tuple[int, ...]
+    parts: tuple[Proof, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cuts", tuple(int(k) for k in self.cuts))
+        object.__setattr__(self, "parts", tuple(self.parts))
+
+
+Proof: TypeAlias = Multipliers | Norms | Split

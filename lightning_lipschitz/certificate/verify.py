@@ -20,7 +20,8 @@ from lightning_lipschitz.certificate.floating_point import (
     sqrt_up,
 )
 from lightning_lipschitz.certificate.lmi import ScaledLMI, assemble
-from lightning_lipschitz.certificate.proofs import Multipliers, Norms, Proof
+from lightning_lipschitz.certificate.pieces import pieces, steepest
+from lightning_lipschitz.certificate.proofs import Multipliers, Norms, Proof, Split
 from lightning_lipschitz.certificate.spectral import norm_holds
 from lightning_lipschitz.network import Layer, Network
 
@@ -35,11 +36,13 @@ def prove(network: Network, proof: Proof, margin: float = 1.0) -> float | None:
 
     Args:
         network: as given by the user or the extraction, not reduced or rescaled.
-        proof: multipliers of the LMI or norms of the matrices.
+        proof: multipliers of the LMI, norms of the matrices, or proofs of pieces.
         margin: factor on the allowance for rounding, at least 1.
     """
     if isinstance(proof, Norms):
         return _product(network, proof) if _norms_hold(network, proof, margin) else None
+    if isinstance(proof, Split):
+        return _composed(network, proof, margin)
     feasible = _Feasibility(network, proof, margin)
     return sqrt_up(Fraction(proof.rho)) if feasible(proof.rho) else None
 
@@ -111,6 +114,22 @@ def _admissible_layer(layer: Layer, lam: Array) -> bool:
     return layer.elementwise or all(len(set(lam[groups == g])) == 1 for g in np.unique(groups))
 
 
+def _composed(network: Network, proof: Split, margin: float) -> float | None:
+    """The product of what the parts prove of the pieces and of the units between them, in exact rationals."""
+    parts = pieces(network, proof.cuts)
+    if parts is None or len(parts) != len(proof.parts):
+        return None
+    total = Fraction(1)
+    for k in proof.cuts:
+        total *= steepest(network.layers[k - 1])
+    for piece, part in zip(parts, proof.parts, strict=True):
+        bound = prove(piece, part, margin)
+        if bound is None or not np.isfinite(bound):
+            return None
+        total *= Fraction(bound)
+    return round_up(total)
+
+
 def _norms_hold(network: Network, proof: Norms, margin: float) -> bool:
     affines = network.affines
     if [len(row) for row in proof.values] != [len(affine.terms) for affine in affines]:
@@ -132,15 +151,5 @@ def _product(network: Network, proof: Norms) -> float:
             (Fraction(norm) * lipschitz[term.source] for term, norm in zip(affine.terms, proof.values[k], strict=True)),
             start=Fraction(0),
         )
-        lipschitz.append(total * _steepest(network.layers[k]) if k < len(network.layers) else total)
+        lipschitz.append(total * steepest(network.layers[k]) if k < len(network.layers) else total)
     return round_up(lipschitz[-1])
-
-
-def _steepest(layer: Layer) -> Fraction:
-    """The Lipschitz constant that the slopes allow: max(|alpha|, |beta|), or on groups max |centre| + max radius of
-    the intervals.
-    """
-    if layer.elementwise:
-        return Fraction(float(np.max(np.maximum(np.abs(layer.alpha), np.abs(layer.beta)))))
-    pairs = [(Fraction(a), Fraction(b)) for a, b in zip(layer.alpha.tolist(), layer.beta.tolist(), strict=True)]
-    return max(abs(a + b) for a, b in pairs) / 2 + max(b - a for a, b in pairs) / 2
