@@ -83,10 +83,13 @@ class SaveGate:
         module = self._module()
         if module is None or module.__dict__.get(self.hook) is not self:
             return
-        if self._inner is None:
+        inner = self._inner
+        while isinstance(inner, SaveGate) and inner._action is None:  # removed before, while this one stood in front
+            inner = inner._inner
+        if inner is None:
             del module.__dict__[self.hook]
         else:
-            setattr(module, self.hook, self._inner)
+            setattr(module, self.hook, inner)
 
     def __call__(self, checkpoint: Checkpoint) -> None:
         steps = (self._call_inner, self._act) if self.last else (self._act, self._call_inner)

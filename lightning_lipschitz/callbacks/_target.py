@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -87,9 +88,12 @@ def deployed(trainer: Trainer, pl_module: LightningModule) -> nn.Module:
     return pl_module if average is None else average.module
 
 
-def holds_deployed(checkpoint: Mapping[str, Any], trainer: Trainer) -> bool:
-    """Whether ``checkpoint["state_dict"]`` is that of :func:`deployed`.
+def holds(checkpoint: Mapping[str, Any], root: nn.Module) -> bool:
+    """Whether the weights in the checkpoint are those of ``root``.
 
-    ``WeightAveraging`` puts its average there in a callback hook, which ``save_weights_only=True`` skips.
+    They need not be: ``WeightAveraging`` puts its average there in a callback hook, which ``save_weights_only=True``
+    skips; and a callback that constrains weights writes other ones than it trains.
     """
-    return averaged_model(trainer) is None or "averaging_state" in checkpoint
+    saved = checkpoint["state_dict"]
+    tensors = ((saved[name], value) for name, value in root.state_dict().items() if name in saved)
+    return all(torch.equal(mine.to(value.device), value) for mine, value in tensors)

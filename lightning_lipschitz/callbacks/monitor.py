@@ -18,7 +18,7 @@ from lightning_lipschitz.callbacks._measure import Record, Settings
 from lightning_lipschitz.callbacks._report import Report
 from lightning_lipschitz.callbacks._session import Session
 from lightning_lipschitz.callbacks._stamp import SaveGate, from_plain, to_plain
-from lightning_lipschitz.callbacks._target import holds_deployed
+from lightning_lipschitz.callbacks._target import deployed, holds
 from lightning_lipschitz.certificate import Certificate
 
 Method = Literal["auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron"]
@@ -140,10 +140,11 @@ class LipschitzCallback(Callback):
         self._report = Report(prefix, self.prog_bar, self.max_lipschitz)
         settings = Settings(self.method, self.solver, self.rtol, self.time_limit, self.lower_bound)
         self._session = Session(trainer, self.module, settings)
-        self._gate = SaveGate(pl_module, self._on_every_save)
-        self._gate.install()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Here and not in setup: after every other gate, to see what is written in the end.
+        self._gate = SaveGate(pl_module, self._on_every_save)
+        self._gate.install()
         if self._session is not None:
             self._session.start(trainer, pl_module)
 
@@ -227,15 +228,17 @@ class LipschitzCallback(Callback):
         self.certificate = None if certificate is None else from_plain(certificate)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        # For saves after the fit, when the gate is gone.
-        if self.certificate is not None:
-            checkpoint[self._report.prefix] = to_plain(self.certificate)
+        if self._gate is None:  # after the fit
+            self._stamp(checkpoint)
 
     def _on_every_save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Stamp a file whose ``state_dict`` holds the certified weights."""
         trainer = pl_module.trainer
-        if self in trainer.callbacks and holds_deployed(checkpoint, trainer):  # type: ignore[attr-defined]
-            self.on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self in trainer.callbacks and holds(checkpoint, deployed(trainer, pl_module)):  # type: ignore[attr-defined]
+            self._stamp(checkpoint)
+
+    def _stamp(self, checkpoint: dict[str, Any]) -> None:
+        if self.certificate is not None:
+            checkpoint[self._report.prefix] = to_plain(self.certificate)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what points into the run: the Trainer's methods, the trace, the gate, the process group."""

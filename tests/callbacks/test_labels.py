@@ -5,12 +5,12 @@ from functools import cache
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.callbacks.stochastic_weight_avg import StochasticWeightAveraging
 
 from lightning_lipschitz import api
 from lightning_lipschitz.callbacks import LipschitzCallback
-from lightning_lipschitz.callbacks._stamp import from_plain
+from lightning_lipschitz.callbacks._stamp import SaveGate, from_plain
 from lightning_lipschitz.extraction import Extractor
 from tests.modules import INPUTS, Classifier, Manual, Noisy, loader
 
@@ -214,3 +214,28 @@ def test_warning_of_stale_labels(monitor, every, warned, watcher, fit, tmp_path)
         warnings.simplefilter("always")
         fit(Classifier(), LipschitzCallback(every, method="norm-product"), watcher(monitor=monitor, **options))
     assert any("belongs to older weights" in str(w.message) for w in caught) is warned
+
+
+@pytest.mark.parametrize("weights_only", [True, False])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_file_with_other_weights_is_not_stamped(order, weights_only, fit, tmp_path):
+    """Another callback writes what it likes; in either order the certificate stays out of its files."""
+
+    class Rewriter(Callback):
+        def setup(self, trainer, pl_module, stage):
+            self.gate = SaveGate(pl_module, self.rewrite)
+            self.gate.install()
+
+        def rewrite(self, pl_module, checkpoint):
+            checkpoint["state_dict"] = {key: 2.0 * value for key, value in checkpoint["state_dict"].items()}
+
+        def teardown(self, trainer, pl_module, stage):
+            self.gate.remove()
+
+    module, ours = Classifier(), LipschitzCallback(method="norm-product", lower_bound=False)
+    saver = labelled(dirpath=tmp_path, save_weights_only=weights_only)
+    fit(module, *[ours, Rewriter()][::order], saver)
+    files = list(tmp_path.glob("*.ckpt"))
+    assert len(files) == 2
+    assert not any("lipschitz" in torch.load(path, weights_only=True) for path in files)
+    assert "on_save_checkpoint" not in module.__dict__
