@@ -11,8 +11,9 @@ Layers of this folder, each knowing only those before it:
 
 from lightning_lipschitz.extraction import (  # noqa: F401 - they register the rules
     rules_activation,
-    rules_affine,
+    rules_arithmetic,
     rules_convolution,
+    rules_matrix,
     rules_shape,
 )
 from lightning_lipschitz.extraction.extractor import Extractor, extract

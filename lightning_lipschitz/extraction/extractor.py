@@ -21,9 +21,9 @@ from lightning_lipschitz.network import Network
 class Extractor:
     """nn.Module -> Network.
 
-    Tracing takes about a second and happens once; ``network()`` then reads the parameters and buffers as they are at
-    that moment, for a few milliseconds and a float64 copy of the weights. The model is left as it was found: flags,
-    buffers, gradients, random state.
+    Tracing happens once and takes a fraction of a second (more the first time in a process, when PyTorch loads its
+    compiler); ``network()`` then reads the parameters and buffers as they are at that moment, for some milliseconds and
+    a float64 copy of the weights. The model is left as it was found: flags, buffers, gradients, random state.
 
     Args:
         model: any module whose forward takes one floating-point tensor and returns one, the batch in the first

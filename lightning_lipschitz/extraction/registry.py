@@ -135,7 +135,7 @@ class Context:
 def require_finite(tensor: torch.Tensor, name: str) -> None:
     """Raise ``NonFiniteError`` with this name for NaN or infinite entries."""
     # A finite sum proves every entry finite, at a fraction of the cost of looking at each.
-    if not math.isfinite(tensor.sum(dtype=torch.float64).item()):
+    if not math.isfinite(tensor.sum().item()):
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise NonFiniteError(name, bad, tensor.numel())

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from lightning_lipschitz.extraction.registry import Context, rule
-from lightning_lipschitz.extraction.rules_affine import apply_weight, div
+from lightning_lipschitz.extraction.rules_arithmetic import PRODUCT, div
+from lightning_lipschitz.extraction.rules_matrix import apply_weight
 from lightning_lipschitz.extraction.rules_shape import cat, constant_pad_nd
 from lightning_lipschitz.extraction.traced import Traced
 
@@ -61,9 +62,7 @@ def convolution(
 ) -> Any:
     """Each group of channels by its own part of the weight."""
     if isinstance(weight, Traced):
-        raise context.unsupported(
-            "never", "The product of two values that both depend on the input grows without bound."
-        )
+        raise context.unsupported("never", PRODUCT)
     kernel = weight.shape[2:]
     stride, dilation = _spread(stride, len(kernel)), _spread(dilation, len(kernel))
     x = _padded(context, x, _padding(padding, kernel, dilation))

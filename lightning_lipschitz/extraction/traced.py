@@ -48,15 +48,20 @@ class Traced:
             SampleMixing: the samples differ in more than their values, or one vector holds several samples.
         """
         width = self.index.shape[-1] if vector else 1
-        code = self.index.reshape(-1, width)
-        sample, entry = code // self.expression.size, code % self.expression.size
+        shape = self.index.shape[:-1] if vector else self.index.shape
+        code, size = self.index.reshape(-1, width), self.expression.size
+        if size % width == 0 and torch.equal(code.reshape(-1), torch.arange(self.batch * size)):  # already in order
+            rows = size // width
+            positions = torch.arange(self.batch * rows).reshape(self.batch, rows)
+            return Layout(np.arange(size).reshape(rows, width), positions, shape)
+        sample, entry = code // size, code % size
         if len(code) % self.batch or torch.any(sample != sample[:, :1]):
             raise SampleMixing
         order = torch.argsort(sample[:, 0], stable=True).reshape(self.batch, -1)
         entries = entry[order]
         if torch.any(sample[order, 0] != torch.arange(self.batch)[:, None]) or torch.any(entries != entries[:1]):
             raise SampleMixing
-        return Layout(entries[0].numpy(), order, self.index.shape[:-1] if vector else self.index.shape)
+        return Layout(entries[0].numpy(), order, shape)
 
     def batch_axis(self) -> int:
         """The dimension that counts the samples.
