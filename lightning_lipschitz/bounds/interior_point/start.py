@@ -15,30 +15,40 @@ _MARGIN = 1.05
 
 
 def recursion(problem: Problem) -> Tensor:
-    """y = (rho, lam) with Z(y) > 0: one multiplier a layer, from the output back, rho a little more than needed.
+    """y = (rho, lam) with Z(y) > 0: one number a layer, from the output back, rho a little more than needed.
 
     R is what the layers behind leave to be dominated, at first C. Layer k is written ``z = m y + u``, m and r the middle
-    and the radius of the slopes, so that lam = c contributes ``2 c (|u|^2 - |r y|^2)``. The block of u becomes
-    2 c I - R_uu, and R is replaced by its Schur complement, which grows by about
-    ``2 c |r A|^2 + |R_uv|^2 / (2 c - |R_uu|)``: least for ``2 c = |R_uu| + |R_uv| / |r A|``. For slopes [0, 1] this
-    is the closed form of ECLipsE-Fast (Xu and Sivaranjani 2024), c = |R_uu|, which is taken where it is larger.
+    and the radius of the slopes, and u is measured in units of |a_i|. There ``lam_i = c / |a_i|^2`` contributes
+    ``2 c (|u|^2 - |r y|^2)``: the block of u becomes 2 c I - R_uu, and R is replaced by its Schur complement. It grows
+    by about ``2 c |r A|^2 + |R_uv|^2 / (2 c - |R_uu|)``, least for ``2 c = |R_uu| + |R_uv| / |r A|``; c = |R_uu|, the
+    closed form of ECLipsE-Fast (Xu and Sivaranjani 2024), is taken where it is larger.
     """
     lam = torch.empty(problem.num_units, dtype=torch.float64, device=problem.device)
-    R, A = problem.output.T @ problem.output, problem.dense_rows()
+    R, A, norms = problem.output.T @ problem.output, problem.dense_rows(), _row_norms(problem)
     floor = 1e-6 * R.diagonal().max()
     middle, radius = problem.sum[:, None] / 2, (problem.beta - problem.alpha)[:, None] / 2
     for source, units in zip(reversed(problem.sources[1:]), reversed(problem.layers), strict=True):
-        before = slice(0, source.start)
-        own, cross, rest = R[source, source], R[source, before], R[before, before]
-        centre, reach = middle[units] * A[units, before], radius[units] * A[units, before]
-        both = cross + own @ centre
+        before, scale = slice(0, source.start), norms[units, None]
+        centre, reach = middle[units] * A[units, before], radius[units] * A[units, before] / scale
+        own = scale * R[source, source] * scale.T
+        both = scale * R[source, before] + own @ (centre / scale)
         size = torch.linalg.eigvalsh(own)[-1].clamp(min=floor)
-        lam[units] = torch.maximum(size, (size + both.norm() / reach.norm()) / 2)
-        block = 2 * torch.diag(lam[units]) - own
+        c = torch.maximum(size, (size + both.norm() / reach.norm()) / 2)
+        lam[units] = c / norms[units] ** 2
+        block = 2 * c * torch.eye(len(own), dtype=torch.float64, device=problem.device) - own
         half = torch.linalg.solve_triangular(torch.linalg.cholesky(block), both, upper=False)
-        R = rest + centre.T @ cross + both.T @ centre + (2 * lam[units][0]) * reach.T @ reach + half.T @ half
+        straight = R[source, before].T @ centre
+        R = R[before, before] + straight + (centre / scale).T @ both + 2 * c * reach.T @ reach + half.T @ half
     rho = _MARGIN * torch.linalg.eigvalsh(R)[-1]
     return torch.cat([rho[None], lam.new_zeros(problem.num_groups).index_copy_(0, problem.group, lam)])
+
+
+def _row_norms(problem: Problem) -> Tensor:
+    """|a_i|, shape (N,); the root mean square where units share a multiplier."""
+    squares = torch.zeros(problem.num_units, dtype=torch.float64, device=problem.device)
+    for block in problem.blocks:
+        squares[block.rows] += (block.matrix**2).sum(dim=1)
+    return problem.spread(problem.collect(squares) / problem.collect(torch.ones_like(squares))).sqrt()
 
 
 def warm(problem: Problem, reduced: Reduced, multipliers: Multipliers, blends: tuple[float, ...]) -> Tensor | None:
