@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
     from lightning_fabric.utilities.exceptions import MisconfigurationException
     from lightning_utilities.core.rank_zero import rank_zero_warn
+    from pytorch_lightning.plugins.io import TorchCheckpointIO
     from pytorch_lightning.utilities.seed import isolate_rng
 else:
     if "pytorch_lightning" not in sys.modules and "lightning.pytorch" in sys.modules:
@@ -25,6 +26,7 @@ else:
             import lightning.pytorch as pl
     # Attributes of `pl.utilities`, so that the choice is written once.
     MisconfigurationException = pl.utilities.exceptions.MisconfigurationException
+    TorchCheckpointIO = pl.plugins.io.TorchCheckpointIO
     rank_zero_warn = pl.utilities.rank_zero.rank_zero_warn
     isolate_rng = pl.utilities.seed.isolate_rng
 
@@ -36,6 +38,7 @@ __all__ = [
     "Callback",
     "LightningModule",
     "MisconfigurationException",
+    "TorchCheckpointIO",
     "Trainer",
     "isolate_rng",
     "pl",

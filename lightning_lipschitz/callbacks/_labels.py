@@ -20,16 +20,17 @@ def check(mine: Any, trainer: Trainer) -> str:
     return prefix
 
 
-def choose_prefix(mine: Any, siblings: list[Any]) -> str:
-    """``lipschitz`` for the instance on the whole model, or the first one; ``lipschitz/<module>`` for the others.
+def choose_prefix(mine: Any, siblings: list[Any], base: str = "lipschitz") -> str:
+    """``base`` for the instance on the whole model, or the first one; ``base/<module>`` for the others.
 
     Args:
         mine: one of ``siblings``.
         siblings: every instance in the Trainer, in order. The Trainer refuses two on the same submodule.
+        base: of this kind of callback.
     """
     names = [callback.module for callback in siblings]
     plain = "" if "" in names else names[0]
-    return "lipschitz" if mine.module == plain else f"lipschitz/{mine.module}"
+    return base if mine.module == plain else f"{base}/{mine.module}"
 
 
 def warn_of_stale_labels(prefix: str, every_n_epochs: int, callbacks: Iterable[Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch.distributed as dist
 
@@ -29,7 +29,7 @@ class Failure:
     sentence: str
     error: Exception | None = None
 
-    def reraise(self) -> None:
+    def reraise(self) -> NoReturn:
         """Raise what happened: the exception itself on rank 0, its sentence elsewhere.
 
         Raises:
@@ -56,6 +56,11 @@ class Ranks:
         self._group: dist.ProcessGroup | None = None
         if trainer.world_size > 1 and dist.is_available() and dist.is_initialized():
             self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+    @property
+    def many(self) -> bool:
+        """Whether there is more than one process."""
+        return self._trainer.world_size > 1
 
     def once(self, work: Callable[[], T]) -> T | Failure:
         """What ``work()`` returns on rank 0, or how it failed. All ranks have to call; only rank 0 works."""

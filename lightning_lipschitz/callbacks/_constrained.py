@@ -1,0 +1,182 @@
+"""The weights that are held to a bound: where they are in the module, what they read, how they are pulled and moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_lipschitz._lightning import LightningModule, isolate_rng
+from lightning_lipschitz.callbacks._target import find_target
+from lightning_lipschitz.callbacks._watch import Watched
+from lightning_lipschitz.errors import LipschitzError
+from lightning_lipschitz.extraction.undisturbed import unwrapped
+from lightning_lipschitz.network import Network
+from lightning_lipschitz.projection.weights import LinearWeights
+
+Tensors = Mapping[str, Tensor]
+
+
+class ConstrainedWeights:
+    """The matrices of the chain inside one submodule, during one fit.
+
+    Args:
+        name: of the submodule, as the callback's argument ``module``.
+        owner: the callback's class, for messages.
+    """
+
+    def __init__(self, name: str, owner: str) -> None:
+        self._name, self._owner = name, owner
+        self._watched: Watched | None = None
+        self._linear: LinearWeights | None = None
+        self._parameters: dict[str, nn.Parameter] = {}
+        self._readable: frozenset[str] = frozenset()
+        self._prefix = ""
+
+    @property
+    def traced(self) -> bool:
+        return self._linear is not None
+
+    @property
+    def linear(self) -> LinearWeights:
+        """What reads and writes the matrices.
+
+        Raises:
+            LipschitzError: nothing has been called yet, so nothing is known of the input.
+        """
+        if self._linear is None:
+            raise LipschitzError(
+                f"`{self._owner}` does not know the input of the model before its first call, and cannot certify"
+                " weights until then. Set `example_input_array` in the LightningModule."
+            )
+        return self._linear
+
+    def start(self, model: LightningModule) -> None:
+        """Find the submodule; trace it if its input is known, else listen for the first call.
+
+        Raises:
+            MisconfigurationException: there is no such submodule.
+            LipschitzError: as :meth:`trace`.
+        """
+        self._watched = Watched(model, self._name, self._owner)
+        if not self.trace(model):
+            self._watched.listen(model)
+
+    def hear(self, model: LightningModule, batch: Any) -> bool:
+        """A training batch is known: trace, if that can be done now; whether it is done. Raises as :meth:`trace`."""
+        if self._linear is None and self._watched is not None:
+            self._watched.hear(batch)
+        return self.trace(model)
+
+    def stop_listening(self) -> None:
+        if self._watched is not None:
+            self._watched.inputs.disarm()
+
+    def trace(self, model: LightningModule) -> bool:
+        """Trace, if that is not done and an example input has been seen; whether it is done.
+
+        Raises:
+            LipschitzError: the submodule cannot be read, or holds layers that cannot be projected.
+        """
+        watched = self._watched
+        if self._linear is None and watched is not None and watched.inputs.arguments is not None:
+            with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+                self._linear = self._trace(model, watched)
+        return self.traced
+
+    def _trace(self, model: LightningModule, watched: Watched) -> LinearWeights:
+        target = unwrapped(find_target(model, self._name, self._owner))
+        linear = LinearWeights(target, watched.inputs.example, extractor=watched.reader(model))
+        path = next(name for name, module in model.named_modules() if module is target)
+        self._prefix = f"{path}." if path else ""
+        self._parameters = {name: target.get_parameter(name) for name in linear.parameter_names}
+        tensors = (*target.named_parameters(remove_duplicate=False), *target.named_buffers(remove_duplicate=False))
+        self._readable = frozenset(name for name, _ in tensors)
+        return linear
+
+    # Reading
+
+    def part(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Of a ``state_dict`` of the whole model: what the submodule reads, by its names there."""
+        found = {name: tensors.get(self._prefix + name) for name in self._readable}
+        return {name: tensor.detach() for name, tensor in found.items() if tensor is not None}
+
+    def whole(self, tensors: Tensors) -> dict[str, Tensor]:
+        """The inverse: names of the submodule as names of the whole model."""
+        return {self._prefix + name: tensor for name, tensor in tensors.items()}
+
+    def of(self, root: nn.Module) -> dict[str, Tensor]:
+        """:meth:`part` of a model's own tensors."""
+        return self.part(dict(root.named_parameters(remove_duplicate=False)) | dict(root.named_buffers()))
+
+    def matrices(self) -> list[Tensor]:
+        """Of the live model, detached; not copies where they are parameters."""
+        return [weight.detach() for weight in self.linear.differentiable(self._parameters)]
+
+    def network(self, tensors: Tensors | None = None) -> Network:
+        """The chain with these tensors, or as it is in the live model."""
+        return self.linear.extractor.extract(tensors).network
+
+    # Moving
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The live parameters behind the matrices."""
+        return self._parameters
+
+    def is_trained_by(self, optimizer: Optimizer) -> bool:
+        mine = {id(parameter) for parameter in self._parameters.values()}
+        return any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"])
+
+    def add_gradient(self, optimizer: Optimizer, directions: Sequence[Tensor], scale: float) -> None:
+        """Add ``scale * directions``, one a matrix, to the gradients of the parameters that ``optimizer`` trains.
+
+        Nothing happens where none of its parameters has a gradient: then no loss was computed, and no step is meant.
+        """
+        own = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+        if all(p.grad is None for p in own.values()):
+            return
+        for parameter, gradient in self._pulled_back(directions):
+            if id(parameter) not in own or not parameter.requires_grad:
+                continue
+            if parameter.grad is None:
+                parameter.grad = gradient * scale
+            else:
+                parameter.grad.add_(gradient, alpha=scale)
+
+    def _pulled_back(self, directions: Sequence[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+        """Directions of matrices as directions of parameters."""
+        with torch.enable_grad():
+            matrices = self.linear.differentiable(self._parameters)
+        if all(isinstance(matrix, nn.Parameter) for matrix in matrices):
+            return list(zip(matrices, directions, strict=True))  # type: ignore[arg-type]
+        pairs = [(m, d) for m, d in zip(matrices, directions, strict=True) if m.requires_grad]
+        parameters = [parameter for parameter in self._parameters.values() if parameter.requires_grad]
+        outputs, seeds = [m for m, _ in pairs], [d for _, d in pairs]
+        gradients = torch.autograd.grad(outputs, parameters, seeds, allow_unused=True)
+        return [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+
+
+class Swap:
+    """Other values in some parameters, for a while."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    @torch.no_grad()
+    def put(self, parameters: Tensors, values: Tensors) -> None:
+        """Write ``values`` into the parameters of the same names."""
+        self.back()
+        self._kept = [(parameters[name], parameters[name].detach().clone()) for name in values]
+        for name, value in values.items():
+            parameters[name].copy_(value)
+
+    @torch.no_grad()
+    def back(self) -> None:
+        """As it was before."""
+        for parameter, value in self._kept:
+            parameter.copy_(value)
+        self._kept = []

@@ -1,0 +1,143 @@
+"""The way of the weights through the interior of the certified set: gradients, steps that stay inside, counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_lipschitz.callbacks._constrained import ConstrainedWeights
+from lightning_lipschitz.certificate import Multipliers
+from lightning_lipschitz.projection.barrier import Start
+from lightning_lipschitz.projection.interior import Interior
+from lightning_lipschitz.projection.multipliers import narrowed, squared, widened
+
+_CENTRE_EVERY = 10  # optimizer steps between Newton steps of the multipliers
+_CENTRE_FIRST = 30  # Newton steps at the start
+_COUNTS = ("steps", "shortened", "all_steps", "all_shortened", "highest_rate", "factor")
+
+
+class Path:
+    """Of one fit, on one rank; every rank walks the same.
+
+    Args:
+        weights: in training, traced.
+        max_lipschitz: L.
+    """
+
+    def __init__(self, weights: ConstrainedWeights, max_lipschitz: float) -> None:
+        self._weights, self._bound = weights, max_lipschitz
+        self._interior: Interior | None = None
+        self._before: dict[str, Tensor] | None = None
+        self._handles: list[RemovableHandle] = []
+        self.steps = self.shortened = self.all_steps = self.all_shortened = 0
+        self.highest_rate, self.factor = 0.0, 1.0
+
+    @property
+    def entered(self) -> bool:
+        return self._interior is not None
+
+    @property
+    def interior(self) -> Interior:
+        if self._interior is None:
+            raise RuntimeError("the weights were not moved inside yet")
+        return self._interior
+
+    def _inside(self, multipliers: Sequence[Tensor]) -> Interior:
+        wide = widened(self._weights.network())
+        device = self._weights.matrices()[0].device
+        slopes = [(layer.alpha, layer.beta) for layer in wide.layers]
+        return Interior([lam.to(device) for lam in multipliers], self._bound, slopes)
+
+    def resume(self, plain: Mapping[str, Any]) -> bool:
+        """Go on from what :meth:`plain` gave; False if these weights are not inside."""
+        interior = self._inside(plain["multipliers"])
+        if not interior.contains(self._weights.matrices()):
+            return False
+        self._interior = interior
+        for name in _COUNTS:
+            setattr(self, name, plain[name])
+        return True
+
+    def enter(self, start: Start) -> None:
+        """Write the weights of the start, and centre its multipliers."""
+        if start.moved:
+            self._write(self._weights.linear.encode([w.double() for w in start.weights], self._weights.parameters))
+        self._interior = self._inside([q.exp() for q in start.log_multipliers])
+        for _ in range(_CENTRE_FIRST):
+            self._interior.centre(self._weights.matrices())
+
+    def watch(self, optimizers: Sequence[Optimizer], after_step: Callable[..., None]) -> None:
+        """Have ``after_step`` called when an optimizer that trains the weights has stepped."""
+        mine = [optimizer for optimizer in optimizers if self._weights.is_trained_by(optimizer)]
+        self._handles = [optimizer.register_step_post_hook(after_step) for optimizer in mine]
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    # A step
+
+    def before_step(self, rate: float) -> list[Tensor]:
+        """Remember where the step starts; the barrier's gradient there, one a matrix.
+
+        Args:
+            rate: the optimizer's learning rate.
+        """
+        self.highest_rate = max(self.highest_rate, rate)
+        self.factor = rate / self.highest_rate if self.highest_rate > 0 else 1.0
+        matrices = self._weights.matrices()
+        if not self.interior.contains(matrices):
+            raise RuntimeError("something else than the optimizer moved the weights out of the certified set")
+        self._before = {name: p.detach().clone() for name, p in self._weights.parameters.items()}
+        return self.interior.gradient(matrices)
+
+    def after_step(self) -> None:
+        """Stay inside."""
+        before, self._before = self._before, None
+        if before is None:
+            return
+        after = {name: p.detach().clone() for name, p in self._weights.parameters.items()}
+        t = self.interior.largest_step(lambda t: self._weights.linear.read(_between(before, after, t)))
+        if t < 1.0:
+            self._write(_between(before, after, t))
+        self.steps, self.all_steps = self.steps + 1, self.all_steps + 1
+        self.shortened, self.all_shortened = self.shortened + (t < 1.0), self.all_shortened + (t < 1.0)
+        if self.all_steps % _CENTRE_EVERY == 0:
+            self.interior.centre(self._weights.matrices())
+
+    @torch.no_grad()
+    def _write(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self._weights.parameters[name].copy_(tensor)
+
+    # What it has to say
+
+    def rejected(self) -> float:
+        """Share of the steps since the last call that were shortened."""
+        share = self.shortened / self.steps if self.steps else 0.0
+        self.steps = self.shortened = 0
+        return share
+
+    def proof(self) -> Multipliers | None:
+        """What proves the bound of the weights in training."""
+        if self._interior is None:
+            return None
+        values = tuple(lam.cpu().numpy() for lam in self._interior.multipliers)
+        return narrowed(self._weights.network(), Multipliers(squared(self._bound), values))
+
+    def plain(self) -> dict[str, Any]:
+        """Tensors and Python scalars only."""
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        return {"multipliers": [lam.clone() for lam in self.interior.multipliers], **counts}
+
+
+def _between(before: Mapping[str, Tensor], after: Mapping[str, Tensor], t: float) -> dict[str, Tensor]:
+    if t == 1.0:
+        return dict(after)
+    return {name: torch.lerp(before[name], after[name], t) for name in after}

@@ -1,0 +1,225 @@
+"""What training under a bound has in common, whichever method pulls: when to read, certify, log and let go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch.optim import LBFGS, Optimizer
+
+from lightning_lipschitz._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
+from lightning_lipschitz.callbacks._constrained import ConstrainedWeights
+from lightning_lipschitz.callbacks._gate import Gate
+from lightning_lipschitz.callbacks._labels import choose_prefix
+from lightning_lipschitz.callbacks._ranks import Ranks
+from lightning_lipschitz.callbacks._report import Report
+from lightning_lipschitz.callbacks._stamp import to_plain
+from lightning_lipschitz.callbacks._target import refuse_sharded
+from lightning_lipschitz.callbacks._written import Author
+from lightning_lipschitz.certificate import Certificate
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Values:
+    """Numbers to log."""
+
+    values: dict[str, float]
+
+    def metrics(self) -> dict[str, float]:
+        return self.values
+
+
+@dataclass(eq=False)
+class Fit:
+    """What belongs to one fit and is never copied or saved."""
+
+    weights: ConstrainedWeights
+    author: Author
+    ranks: Ranks
+    gate: Gate
+    seconds: float = 0.0
+    batch: Any = None
+    logged: int = -1
+
+    def timed(self, work: Callable[[], T]) -> T:
+        """``work()``; its time is added to ``seconds``."""
+        start = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+class ConstrainedTraining(Callback):
+    """Base of the callbacks that train under a bound. Subclasses say what is added to gradients, and when."""
+
+    base = ""
+    max_lipschitz: float | None
+    module: str
+    prog_bar: bool
+
+    def _begin(self) -> None:
+        self.history: list[dict[str, Any]] = []
+        self.certificate: Certificate | None = None
+        self._fit: Fit | None = None
+        self._warned: set[str] = set()
+        self._report = Report(self.base, self.prog_bar, None)
+
+    # Life of a fit
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self._begin()
+        owner = type(self).__name__
+        refuse_sharded(trainer, owner)
+        siblings = [callback for callback in trainer.callbacks if isinstance(callback, type(self))]  # type: ignore[attr-defined]
+        prefix = choose_prefix(self, siblings, self.base)
+        self._report = Report(prefix, self.prog_bar, None)
+        weights, ranks = ConstrainedWeights(self.module, owner), Ranks(trainer)
+        author = Author(weights, self.max_lipschitz)
+        self._fit = Fit(weights, author, ranks, Gate(trainer, pl_module, weights, author, ranks, prefix))
+        self._fit.gate.install(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._fit is None:
+            return
+        for optimizer in trainer.optimizers:
+            _refuse_closures(optimizer, type(self).__name__)
+        self._fit.weights.start(pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._fit is not None and not self._fit.weights.traced:
+            self._fit.batch = batch
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._fit is not None and not self._fit.weights.traced:
+            self._fit.weights.hear(pl_module, batch)
+            self._fit.batch = None
+
+    def _ready(self, fit: Fit, pl_module: LightningModule) -> bool:
+        """Whether the weights can be read, in the middle of a batch."""
+        return fit.weights.traced or fit.weights.hear(pl_module, fit.batch)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._fit is not None and self._fit.weights.traced and _validates_training(trainer):
+            self._certify(self._fit, trainer, pl_module)
+
+    def on_validation_batch_start(self, *_: Any, **__: Any) -> None:
+        if self._fit is not None:
+            self._fit.gate.before_batch()
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        if self._fit is not None:
+            self._fit.gate.after_batch()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._fit is not None:
+            self._fit.gate.after_validation()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._fit is not None and self._fit.weights.traced and self._fit.logged != trainer.global_step:
+            self._certify(self._fit, trainer, pl_module)
+            self._fit.gate.after_validation()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        fit = self._fit
+        if fit is None or not fit.weights.traced:
+            return
+        self.certificate = fit.timed(lambda: fit.gate.finish(trainer, pl_module))
+        if trainer.global_step:
+            self._report.write(trainer, self._record(fit, trainer, self.certificate))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # The gate stays: ModelCheckpoint may save after this.
+        if self._fit is not None:
+            self._fit.gate.after_validation()
+            self._fit.weights.stop_listening()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self._fit is not None:
+            self._fit.gate.remove()
+            self._fit.weights.stop_listening()
+            self._fit.ranks.close()
+            self._fit = None
+
+    # Logging
+
+    def _certify(self, fit: Fit, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find and log what would be written of the weights of this moment; validation will see it."""
+        certificate = fit.timed(lambda: fit.gate.before_validation(trainer, pl_module))
+        fit.logged = trainer.global_step
+        self._report.log(trainer, pl_module, self._record(fit, trainer, certificate))
+
+    def _record(self, fit: Fit, trainer: Trainer, certificate: Certificate) -> Values:
+        self.certificate = certificate
+        values = {"upper_bound": certificate.upper_bound, **self._values(), "seconds": fit.seconds}
+        fit.seconds = 0.0
+        self.history.append({"epoch": trainer.current_epoch, "global_step": trainer.global_step, **values})
+        return Values({name: value for name, value in values.items() if name in self._keys})
+
+    _keys: tuple[str, ...] = ()
+
+    def _values(self) -> dict[str, float]:
+        raise NotImplementedError
+
+    def _warn(self, subject: str, sentence: str) -> None:
+        """Once a fit."""
+        if subject not in self._warned:
+            self._warned.add(subject)
+            rank_zero_warn(f"`{type(self).__name__}`: {sentence}")
+
+    # State
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(module=self.module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": [dict(record) for record in self.history]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = [dict(record) for record in state_dict["history"]]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # After the fit the gate is gone, and the module is what was certified.
+        if self._fit is None and self.certificate is not None:
+            checkpoint[self._report.prefix] = to_plain(self.certificate)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what points into the run."""
+        state = self.__dict__ | {"_fit": None}
+        return {name: value for name, value in state.items() if name not in ("log", "log_dict")}
+
+
+def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> float:
+    """Factor of gradients at ``on_before_optimizer_step``: fused optimizers undo the loss scaling themselves, later."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return 1.0
+    return float(scaler.get_scale())
+
+
+def learning_rate(optimizer: Optimizer) -> float:
+    """The largest of its groups."""
+    return max(float(torch.as_tensor(group["lr"])) for group in optimizer.param_groups)
+
+
+def _validates_training(trainer: Trainer) -> bool:
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
+def _refuse_closures(optimizer: Optimizer, owner: str) -> None:
+    if isinstance(optimizer, LBFGS):
+        raise MisconfigurationException(
+            f"`{owner}` does not support `{type(optimizer).__name__}`: it evaluates the loss several times a step, and"
+            " the loss that it sees lacks what is added to the gradient. Use an optimizer that takes one gradient a"
+            " step, such as `torch.optim.Adam`."
+        )

@@ -1,0 +1,178 @@
+"""LipschitzBarrier: training that never leaves the certified set, by a log-determinant barrier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from lightning_lipschitz._lightning import LightningModule, Trainer
+from lightning_lipschitz.callbacks._arguments import require, require_flag, require_positive
+from lightning_lipschitz.callbacks._path import Path
+from lightning_lipschitz.callbacks._ranks import Failure
+from lightning_lipschitz.callbacks._training import ConstrainedTraining, Fit, gradient_scale, learning_rate
+from lightning_lipschitz.projection.barrier import Start, start_inside
+from lightning_lipschitz.projection.multipliers import widened
+
+_MANY = 0.2  # share of rejected steps at which the end of training is worth a warning
+
+
+class LipschitzBarrier(ConstrainedTraining):
+    r"""Train strictly inside the weights that are certified for ``max_lipschitz``: the bound holds after every step.
+
+    Your optimizer minimises :math:`\mathrm{loss} - \mu \log\det M(L^2, \lambda; W)`, M the matrix of
+    :mod:`lightning_lipschitz.certificate.lmi`, which is positive definite exactly where :math:`\lambda` proves the
+    bound L (Pauli, Funcke, Gramlich, Msalmi, Allgöwer, "Neural network training under semidefinite constraints", CDC
+    2022). The multipliers :math:`\lambda` are trained along, by Newton steps. An optimizer step that would leave the
+    set is halved until it does not, so the weights in training, every checkpoint and the final module meet the bound,
+    and resuming needs nothing special. Weights that start outside are first moved to the nearest certified ones.
+
+    Compared with :class:`LipschitzADMM`: the live weights are certified, not only what is written; each step costs a
+    factorisation of every layer, where ADMM works in rounds; accuracy is usually a little lower.
+
+    Logged, when validation starts or else when the training epoch ends:
+
+    * ``barrier/upper_bound``: certified, of the weights as they are written. Lies a little below ``max_lipschitz``.
+    * ``barrier/strength``: :math:`\mu` at this moment; it falls with the learning rate.
+    * ``barrier/rejected``: share of optimizer steps since the last entry that had to be shortened.
+
+    What to set when accuracy drops: many rejected steps mean that the barrier is too weak for the step size: raise
+    ``strength`` or lower the learning rate. None rejected and a bound well below ``max_lipschitz``: lower ``strength``.
+    A learning rate that decays to zero takes the barrier's own cost with it.
+
+    Under weight averaging the averages, which need not be certified by any one choice of multipliers, are certified on
+    their own and projected where they must be.
+
+    Args:
+        max_lipschitz: the bound L > 0, l2 output change per l2 input change.
+        strength: :math:`\mu` at the largest learning rate, in units of loss.
+        module: dotted name of the submodule that is held to the bound; ``""`` for the model's ``forward``, or for its
+            only child if it has none. A chain of ``nn.Linear`` with activations, dropout and flattening between.
+        prog_bar: whether to show the upper bound in the progress bar.
+
+    Attributes:
+        history: one dictionary of plain Python values for every entry logged.
+        certificate: the last, of the weights as they are written.
+
+    Raises:
+        MisconfigurationException: an argument; a ``module`` that does not exist; LBFGS; FSDP, DeepSpeed or model
+            parallelism, which this does not support yet.
+        LipschitzError: at the start of the fit, or in the first batch: the submodule cannot be read, or holds layers
+            that cannot be projected.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> trainer = Trainer(callbacks=[LipschitzBarrier(max_lipschitz=10.0)], accelerator="cpu", logger=False)
+    """
+
+    base = "barrier"
+    _keys = ("upper_bound", "strength", "rejected")
+    max_lipschitz: float
+
+    def __init__(
+        self, max_lipschitz: float, *, strength: float = 3e-4, module: str = "", prog_bar: bool = True
+    ) -> None:
+        super().__init__()
+        owner = type(self).__name__
+        require_positive(owner, "max_lipschitz", max_lipschitz)
+        require_positive(owner, "strength", strength)
+        require(isinstance(module, str), owner, "module", module, "the dotted name of a submodule")
+        require_flag(owner, "prog_bar", prog_bar)
+        self.max_lipschitz, self.strength, self.module, self.prog_bar = max_lipschitz, strength, module, prog_bar
+        self._begin()
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._path: Path | None = None
+        self._restored: dict[str, Any] | None = None
+
+    # Hooks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self._fit is not None:
+            self._path = Path(self._fit.weights, self.max_lipschitz)
+            self._fit.author.hint = self._path.proof
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        fit, path = self._fit, self._path
+        if fit is None or path is None or not self._ready(fit, pl_module):
+            return
+        if not path.entered:
+            self._enter(trainer, fit, path)
+        if fit.weights.is_trained_by(optimizer):
+            pull = path.before_step(learning_rate(optimizer))
+            scale = self.strength * path.factor * gradient_scale(trainer, optimizer)
+            fit.weights.add_gradient(optimizer, pull, scale)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_end(trainer, pl_module)
+        path = self._path
+        if path is not None and path.all_shortened > _MANY * path.all_steps:
+            self._warn(
+                "rejected",
+                f"{path.all_shortened} of {path.all_steps} optimizer steps would have broken"
+                f" `max_lipschitz={self.max_lipschitz:g}` and were shortened. The bound holds, but training was held"
+                " up: raise `strength`, lower the learning rate, or allow a larger bound.",
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._leave()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._leave()
+        super().on_exception(trainer, pl_module, exception)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        if stage == "fit":
+            self._path = None
+
+    def _after_step(self, *_: Any) -> None:
+        if self._path is not None:
+            self._path.after_step()
+
+    # Into the set, and out of the fit
+
+    def _enter(self, trainer: Trainer, fit: Fit, path: Path) -> None:
+        """Move the weights inside, on every rank alike, and watch the optimizers from now on."""
+        path.watch(trainer.optimizers, self._after_step)
+        if self._restored is not None and path.resume(self._restored):
+            return
+        outcome = fit.ranks.once(lambda: self._start(fit))
+        if isinstance(outcome, Failure):
+            outcome.reraise()
+        path.enter(outcome)
+        if outcome.moved:
+            self._warn(
+                "moved", f"the weights start outside of `max_lipschitz={self.max_lipschitz:g}` and were projected."
+            )
+
+    def _start(self, fit: Fit) -> Start:
+        found = start_inside(fit.weights.matrices(), widened(fit.weights.network()), self.max_lipschitz)
+        if not fit.ranks.many:
+            return found
+        return Start([w.cpu() for w in found.weights], [q.cpu() for q in found.log_multipliers], found.moved)
+
+    def _leave(self) -> None:
+        if self._path is not None:
+            self._path.close()
+
+    # State
+
+    def _values(self) -> dict[str, float]:
+        path = self._path
+        if path is None:
+            return {"strength": self.strength, "rejected": 0.0}
+        return {"strength": self.strength * path.factor, "rejected": path.rejected()}
+
+    def state_dict(self) -> dict[str, Any]:
+        entered = self._path is not None and self._path.entered
+        return super().state_dict() | {"path": self._path.plain() if self._path is not None and entered else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._restored = state_dict["path"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_path": None}

@@ -1,0 +1,185 @@
+r"""The alternating direction method of multipliers for training under a bound: between two stretches of training.
+
+    minimise loss(W)  subject to  W = W_bar,  M(L^2, lambda; W_bar) >= 0        (or  + mu rho  with rho = L^2 free)
+
+(Pauli, Koch, Berberich, Kohler, Allgöwer, "Training robust neural networks using Lipschitz bounds", L-CSS 2021). With
+r the penalty and Y the dual variable, the three steps that repeat are
+
+    W      by training on  loss(W) + <Y, W - W_bar> + r/2 |W - W_bar|^2: the loss's gradient  + Y + r (W - W_bar)
+    W_bar  <- the projection of W + Y / r on the certified set of lambda, lambda from LipSDP on W
+    Y      <- Y + r (W - W_bar).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lipschitz.bounds.interior_point import WarmStart
+from lightning_lipschitz.certificate import Multipliers
+from lightning_lipschitz.network import Network
+from lightning_lipschitz.projection.certified_set import CertifiedSet, State
+from lightning_lipschitz.projection.multipliers import solve_multipliers, widened, with_weights
+from lightning_lipschitz.projection.regularized import regularized
+
+_RTOL_MULTIPLIERS = 1e-2  # of LipSDP between rounds: the set moves more than that before the next one
+_RTOL_PROJECTION = 1e-4
+_SMALLEST_BOUND = 1e-6  # a free bound starts no lower
+_IMBALANCE, _FACTOR = 10.0, 2.0  # residual balancing of Boyd et al. 2011, section 3.4.1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What does not change from round to round.
+
+    Attributes:
+        max_lipschitz: L, or None where it is free.
+        weight: mu, in units of loss per squared bound, where the bound is free.
+        balance: whether the penalty follows the residuals.
+    """
+
+    max_lipschitz: float | None
+    weight: float | None = None
+    balance: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Consensus:
+    """The variables beside the weights in training. Tensors float64, on the device of the weights.
+
+    Attributes:
+        weights: W_bar, shape (n_k, n_{k-1}) a layer.
+        duals: Y, of the same shapes.
+        penalty: r.
+        bound: the bound that W_bar meets: L, or the root of the rho that was found.
+        primal_residual: |W - W_bar| relative to the larger of |W| and |W_bar|, as the round found them.
+        dual_residual: r |W_bar - W_bar of the round before| relative to |Y|.
+        state, multipliers: where the next round's projection and LipSDP start.
+    """
+
+    weights: list[Tensor]
+    duals: list[Tensor]
+    penalty: float
+    bound: float = math.inf
+    primal_residual: float = 0.0
+    dual_residual: float = 0.0
+    state: State | None = None
+    multipliers: Multipliers | None = field(default=None, repr=False)
+
+    @classmethod
+    def start(cls, weights: Sequence[Tensor], penalty: float) -> Consensus:
+        """W_bar = W, Y = 0.
+
+        Example:
+            >>> Consensus.start([torch.eye(2)], 0.1).pull([2 * torch.eye(2)])[0].tolist()
+            [[0.10000000149011612, 0.0], [0.0, 0.10000000149011612]]
+        """
+        doubles = [w.detach().to(torch.float64, copy=True) for w in weights]
+        return cls(doubles, [torch.zeros_like(w) for w in doubles], penalty)
+
+    def pull(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """``Y + r (W - W_bar)``, the gradient of the augmented Lagrangian's terms, in the dtype of the weights."""
+        triples = zip(weights, self.weights, self.duals, strict=True)
+        return [(y + self.penalty * (w.detach() - wbar)).to(w.dtype) for w, wbar, y in triples]
+
+    def to(self, device: torch.device | str) -> Consensus:
+        """The same on another device."""
+        state = self.state and replace(self.state, dual=self.state.dual.to(device))
+        weights, duals = ([t.to(device) for t in tensors] for tensors in (self.weights, self.duals))
+        return replace(self, weights=weights, duals=duals, state=state)
+
+    def plain(self) -> dict[str, Any]:
+        """Tensors and Python scalars only."""
+        scalars = ("penalty", "bound", "primal_residual", "dual_residual")
+        plain: dict[str, Any] = {name: getattr(self, name) for name in scalars}
+        plain |= {"weights": [w.clone() for w in self.weights], "duals": [y.clone() for y in self.duals]}
+        if self.state is not None:
+            plain["state"] = {"dual": self.state.dual.clone(), "penalty": self.state.penalty}
+        if self.multipliers is not None:
+            values = [torch.tensor(value) for value in self.multipliers.values]
+            plain["multipliers"] = {"rho": self.multipliers.rho, "values": values}
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Consensus:
+        """The inverse of :meth:`plain`."""
+        rest = dict(plain)
+        state, multipliers = rest.pop("state", None), rest.pop("multipliers", None)
+        return cls(
+            **rest,
+            state=None if state is None else State(**state),
+            multipliers=multipliers
+            and Multipliers(multipliers["rho"], tuple(value.cpu().numpy() for value in multipliers["values"])),
+        )
+
+
+@torch.no_grad()
+def advance(consensus: Consensus, weights: Sequence[Tensor], network: Network, problem: Problem) -> Consensus:
+    """One round: lambda, W_bar, Y, and the penalty if it is to follow the residuals.
+
+    Args:
+        consensus: of the round before.
+        weights: W, as training left them.
+        network: the chain; its slopes are used, not its matrices.
+        problem: the bound, or its price.
+
+    Raises:
+        SolverError, NonFiniteError: LipSDP failed; weights that are not finite.
+    """
+    doubles = [w.detach().double() for w in weights]
+    chain = with_weights(widened(network), doubles)
+    start = None if consensus.multipliers is None else WarmStart(consensus.multipliers)
+    target = problem.max_lipschitz or _free_bound(chain, consensus)
+    solved = solve_multipliers(chain, target, rtol=_RTOL_MULTIPLIERS, warm_start=start)
+    ball = CertifiedSet.of(chain, solved.multipliers)
+    shifted = [w + y / consensus.penalty for w, y in zip(doubles, consensus.duals, strict=True)]
+    nearest, bound, state = _project(ball, shifted, consensus, problem)
+    kept = solved.warm_start.multipliers if isinstance(solved.warm_start, WarmStart) else None
+    moved = replace(consensus, weights=nearest, bound=bound, state=state, multipliers=kept)
+    return _update_duals(moved, doubles, consensus.weights, problem.balance)
+
+
+def _free_bound(chain: Network, consensus: Consensus) -> float:
+    """Where the search for a free bound starts: at the last one, or at that of the weights."""
+    known = math.isfinite(consensus.bound)
+    bound = consensus.bound if known else solve_multipliers(chain, 1.0, rtol=_RTOL_MULTIPLIERS).bound
+    return max(bound, _SMALLEST_BOUND)
+
+
+def _project(
+    ball: CertifiedSet, shifted: list[Tensor], consensus: Consensus, problem: Problem
+) -> tuple[list[Tensor], float, State | None]:
+    if problem.weight is None:
+        projected = ball.project(shifted, consensus.state, rtol=_RTOL_PROJECTION)
+        return projected.weights, ball.multipliers.rho**0.5, projected.state
+    free = regularized(ball, shifted, weight=problem.weight, penalty=consensus.penalty, state=consensus.state)
+    return free.weights, free.rho**0.5, free.state
+
+
+def _update_duals(new: Consensus, weights: Sequence[Tensor], before: Sequence[Tensor], balance: bool) -> Consensus:
+    gaps = [w - wbar for w, wbar in zip(weights, new.weights, strict=True)]
+    duals = [y + new.penalty * gap for y, gap in zip(new.duals, gaps, strict=True)]
+    moves = [a - b for a, b in zip(new.weights, before, strict=True)]
+    primal = _ratio(_norm(gaps), max(_norm(weights), _norm(new.weights)))
+    dual = _ratio(new.penalty * _norm(moves), _norm(duals))
+    penalty = new.penalty * (_balance(primal, dual) if balance else 1.0)
+    return replace(new, duals=duals, penalty=penalty, primal_residual=primal, dual_residual=dual)
+
+
+def _balance(primal: float, dual: float) -> float:
+    if primal > _IMBALANCE * dual:
+        return _FACTOR
+    return 1.0 / _FACTOR if dual > _IMBALANCE * primal else 1.0
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(t.square().sum()) for t in tensors))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0

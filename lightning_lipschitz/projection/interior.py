@@ -1,0 +1,210 @@
+r"""Training inside the certified set: the log-determinant barrier's gradient, multipliers, steps that stay inside.
+
+With ``b(W, lambda) = log det M(L^2, lambda; W)``, training minimises ``loss(W) - mu b(W, lambda)`` over the weights, by
+whatever optimizer, while lambda maximises b (Pauli, Funcke, Gramlich, Msalmi, Allgöwer, "Neural network training under
+semidefinite constraints", CDC 2022, where one optimizer moves both). A step that leaves the set is halved until it does
+not. What differs from there:
+
+1. b is concave in lambda, so Newton steps do in one what gradient steps do in hundreds. Their damping, ``1 / (1 +
+   decrement)``, keeps them strictly inside (Nesterov, "Lectures on convex optimization", 2018, section 5.2).
+2. Gradients in the weights come from the block recursion of :mod:`lightning_lipschitz.projection.barrier`, run
+   backwards by hand: three products a layer. Slopes with alpha * beta < 0 take automatic differentiation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_lipschitz.projection.barrier import log_det, strictly_inside
+from lightning_lipschitz.projection.certified_set import Slopes
+
+MARGIN = 1e-7  # of the bound: kept for the kernel, which proves more than a Cholesky factorisation that runs through
+SMALLEST_STEP = 2.0**-20
+
+Weights = Callable[[float], Sequence[Tensor]]
+
+
+class Interior:
+    """Multipliers that keep a chain strictly inside the certified set.
+
+    Args:
+        multipliers: lambda, float64, shape (n_k,) a layer; with the weights of the start strictly inside.
+        max_lipschitz: L.
+        slopes: (alpha, beta) a layer, alpha <= 0 <= beta; [0, 1] by default.
+
+    Example:
+        >>> interior = Interior([torch.ones(1, dtype=torch.float64)], 2.0)
+        >>> weights = [torch.ones(1, 1), torch.ones(1, 1)]
+        >>> [round(g.item(), 3) for g in interior.gradient(weights)]  # of -log det [[4, -1], [-1, 1]]
+        [0.667, 2.667]
+    """
+
+    def __init__(self, multipliers: Sequence[Tensor], max_lipschitz: float, slopes: Slopes | None = None) -> None:
+        self.multipliers = [lam.detach().clone() for lam in multipliers]
+        self._bound = max_lipschitz * (1.0 - MARGIN)
+        self._slopes = _tensors(slopes, self.multipliers)
+        self._by_hand = bool(self.multipliers) and all(not (a * b).any() for a, b in self._slopes)
+        self._given_slopes = slopes
+        self._last: _Recursion | None = None
+
+    @torch.no_grad()
+    def gradient(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Of -b in the weights, in their dtype. The weights must be inside."""
+        gradients = self._recursion(weights).gradient() if self._by_hand else self._automatic(weights)
+        return [g.to(w.dtype) for g, w in zip(gradients, weights, strict=True)]
+
+    @torch.no_grad()
+    def contains(self, weights: Sequence[Tensor]) -> bool:
+        """Whether the weights are strictly inside, in floating point."""
+        if not all(bool(w.isfinite().all()) for w in weights):
+            return False
+        if self._by_hand:
+            return self._recursion(weights).definite
+        logs = [lam.log() for lam in self.multipliers]
+        return strictly_inside(weights, logs, self._bound, self._given_slopes)
+
+    def largest_step(self, weights: Weights) -> float:
+        """The largest t of 1, 1/2, 1/4, ... with ``weights(t)`` strictly inside; 0 where none is."""
+        t = 1.0
+        while t >= SMALLEST_STEP:
+            if self.contains(weights(t)):
+                return t
+            t /= 2
+        return 0.0
+
+    @torch.no_grad()
+    def centre(self, weights: Sequence[Tensor]) -> None:
+        """One damped Newton step of the multipliers towards the largest determinant."""
+        if self.multipliers:
+            flat = torch.cat(self.multipliers)
+            moved = _newton(weights, flat, self._bound**2, self._slopes)
+            if moved is not None:
+                self.multipliers = list(torch.split(moved, [len(lam) for lam in self.multipliers]))
+                self._last = None
+
+    def _recursion(self, weights: Sequence[Tensor]) -> _Recursion:
+        """That of these weights; a step is checked with it, and the next gradient starts from it."""
+        if self._last is None or not self._last.is_of(weights):
+            sums = [a + b for a, b in self._slopes]
+            self._last = _Recursion.run(weights, self.multipliers, sums, self._bound**2)
+        return self._last
+
+    def _automatic(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        doubles = [w.detach().to(torch.float64, copy=True).requires_grad_() for w in weights]
+        logs = [lam.log() for lam in self.multipliers]
+        with torch.enable_grad():
+            value = log_det(doubles, logs, self._bound, self._given_slopes)
+            return list(torch.autograd.grad(-value, doubles))
+
+
+@dataclass(frozen=True, eq=False)
+class _Recursion:
+    """``T_k = W_k S_{k-1}^-1 W_k'``, ``S_k = 2 Lambda_k - B_k T_k B_k``, the last - ``W_out' W_out``; S_0 = rho I."""
+
+    given: list[Tensor]
+    doubles: list[Tensor]
+    rows: list[Tensor]  # the diagonals of B
+    rho: float
+    factors: list[Tensor]
+    definite: bool
+
+    @classmethod
+    def run(
+        cls, weights: Sequence[Tensor], multipliers: Sequence[Tensor], sums: Sequence[Tensor], rho: float
+    ) -> _Recursion:
+        doubles = [w.detach().double() for w in weights]
+        rows = [lam * total for lam, total in zip(multipliers, sums, strict=True)]
+        factors: list[Tensor] = []
+        T = doubles[0] @ doubles[0].T / rho
+        for k, (lam, row) in enumerate(zip(multipliers, rows, strict=True)):
+            if k:
+                half = torch.linalg.solve_triangular(factors[-1], doubles[k].T, upper=False)
+                T = half.T @ half
+            S = torch.outer(row, row).mul_(T).neg_()
+            S.diagonal().add_(lam, alpha=2.0)
+            if k == len(multipliers) - 1:
+                S = S.addmm_(doubles[-1].T, doubles[-1], alpha=-1.0)
+            factor, info = torch.linalg.cholesky_ex(S)
+            factors.append(factor)
+            if int(info) or not bool(factor.diagonal().isfinite().all()):
+                break
+        definite = len(factors) == len(multipliers) and not int(info) and bool(factor.diagonal().isfinite().all())
+        return cls([w.detach().clone() for w in weights], doubles, rows, rho, factors, definite)
+
+    def is_of(self, weights: Sequence[Tensor]) -> bool:
+        return all(torch.equal(a, b) for a, b in zip(self.given, weights, strict=True))
+
+    def gradient(self) -> list[Tensor]:
+        """Of -log det M, by the derivatives of log det in S_k, here ``inner``, from the last layer to the first."""
+        inner = torch.cholesky_inverse(self.factors[-1])
+        gradients = [2.0 * self.doubles[-1] @ inner]
+        for k in range(len(self.factors) - 1, 0, -1):
+            outer = torch.outer(self.rows[k], self.rows[k]).mul_(inner)
+            before = torch.cholesky_inverse(self.factors[k - 1])
+            seen = self.doubles[k] @ before
+            pulled = outer @ seen
+            gradients.append(2.0 * pulled)
+            inner = before + seen.T @ pulled
+        outer = torch.outer(self.rows[0], self.rows[0]).mul_(inner)
+        gradients.append((2.0 / self.rho) * (outer @ self.doubles[0]))
+        return gradients[::-1]
+
+
+def _newton(
+    weights: Sequence[Tensor], lam: Tensor, rho: float, slopes: Sequence[tuple[Tensor, Tensor]]
+) -> Tensor | None:
+    """lambda after a damped Newton step on log det M; None where that cannot be computed.
+
+    M is affine in lambda: ``M = M_0 + sum_i lambda_i (s_i t_i' + t_i s_i')``, ``s_i = e_i - alpha_i a_i`` and ``t_i =
+    e_i - beta_i a_i``, a_i the row of y_i. With X the inverse of M, the derivative is ``2 s_i' X t_i`` and minus the
+    Hessian ``2 (s_i' X s_j)(t_i' X t_j) + 2 (s_i' X t_j)(t_i' X s_j)``.
+    """
+    A, C, inputs = _dense(weights)
+    alpha, beta = (torch.cat([pair[side] for pair in slopes]) for side in (0, 1))
+    units = torch.cat([lam.new_zeros(inputs, len(lam)), torch.eye(len(lam), dtype=lam.dtype, device=lam.device)])
+    S, T = units - A.T * alpha, units - A.T * beta
+    cross = (S * lam) @ T.T
+    M = cross + cross.T
+    M.diagonal()[:inputs] += rho
+    M[-C.shape[1] :, -C.shape[1] :] -= C.T @ C
+    factor, info = torch.linalg.cholesky_ex(M)
+    if int(info):
+        return None
+    XS, XT = torch.cholesky_solve(torch.cat([S, T], dim=1), factor).tensor_split(2, dim=1)
+    P = S.T @ XT
+    gradient, hessian = 2.0 * P.diagonal(), 2.0 * ((S.T @ XS) * (T.T @ XT) + P * P.T)
+    direction, info = torch.linalg.solve_ex(hessian, gradient)
+    decrement = gradient @ direction
+    moved = lam + direction / (1.0 + decrement.clamp(min=0).sqrt())
+    usable = not int(info) and bool(moved.isfinite().all()) and bool((moved > 0).all())
+    return moved if usable else None
+
+
+def _dense(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, int]:
+    """Rows a_i in the coordinates (x, z), the output's matrix, and the length of x.
+
+    Only the row space of W_1 matters: ``W_1 = R' Q'`` with orthonormal columns of Q, and x is replaced by Q'x.
+    """
+    *hidden, output = [w.detach().double() for w in weights]
+    first = hidden[0] if hidden[0].shape[1] <= hidden[0].shape[0] else torch.linalg.qr(hidden[0].T, mode="r")[1].T
+    sizes = [first.shape[1], *(len(w) for w in hidden)]
+    A = first.new_zeros(sum(sizes[1:]), sum(sizes))
+    row = column = 0
+    for w, size in zip([first, *hidden[1:]], sizes, strict=False):
+        A[row : row + len(w), column : column + size] = w
+        row, column = row + len(w), column + size
+    return A, output, sizes[0]
+
+
+def _tensors(slopes: Slopes | None, multipliers: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    if slopes is None:
+        return [(torch.zeros_like(lam), torch.ones_like(lam)) for lam in multipliers]
+    device = multipliers[0].device if multipliers else "cpu"
+    return [
+        (torch.as_tensor(alpha.copy(), device=device), torch.as_tensor(beta.copy(), device=device))
+        for alpha, beta in slopes
+    ]
