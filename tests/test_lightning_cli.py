@@ -31,7 +31,7 @@ trainer:
   enable_progress_bar: false
   enable_model_summary: false
   callbacks:
-    - class_path: lightning_lipschitz.callbacks.LipschitzCallback
+    - class_path: lightning_lipschitz.LipschitzCallback
       init_args:
         every_n_epochs: 1
         module: net
@@ -119,7 +119,9 @@ def test_what_the_parser_refuses_is_named(old, new, message, config, capsys):
 
 
 def test_what_the_constructor_refuses_is_named(config):
-    with pytest.raises((MisconfigurationException, ValueError), match=r"`rtol` must be a number between 0 and 1, got 2\.0"):
+    with pytest.raises(
+        (MisconfigurationException, ValueError), match=r"`rtol` must be a number between 0 and 1, got 2\.0"
+    ):
         run("--config", config("rtol: 0.001", "rtol: 2.0"))
 
 
