@@ -28,7 +28,7 @@ class State:
     """Where the projection of similar weights can start. Tensors and numbers only.
 
     Attributes:
-        dual: Y of the last projection, of the shape of G.
+        dual: of the last projection, of the shape of G; scaled so that it stays near for other multipliers.
         penalty: its last penalty.
     """
 
@@ -138,14 +138,14 @@ class CertifiedSet:
         geometry = self._geometry(reduced)
         with few_threads(min(geometry.size)):
             v = geometry.flatten(reduced)
-            dual = _fitting(state, geometry.size, basis, given[0].shape[1])
+            dual = _load(state, geometry, basis, given[0].shape[1])
             penalty = state.penalty if state is not None and dual is not None else None
             found = nearest_point(geometry, v, dual=dual, penalty=penalty, rtol=rtol, max_iterations=max_iterations)
         if found.iterations == 0 and found.converged:
-            return Projected(given, State(_expand(found.dual, basis), 0.0), 0, 0.0, 0.0, True)
+            return Projected(given, State(_store(found.dual, geometry, basis), 0.0), 0, 0.0, 0.0, True)
         nearest = geometry.split(found.vector)
         nearest[0] = nearest[0] if basis is None else nearest[0] @ basis
-        kept = State(_expand(found.dual, basis), found.penalty)
+        kept = State(_store(found.dual, geometry, basis), found.penalty)
         distance = sqrt(float((found.vector - v).square().sum()))
         return Projected(nearest, kept, found.iterations, distance, found.gap, found.converged)
 
@@ -159,7 +159,7 @@ class CertifiedSet:
         device = weights[0].device
         values = [torch.as_tensor(value.copy(), device=device) for value in self.multipliers.values]
         slopes = [tuple(torch.as_tensor(s.copy(), device=device) for s in pair) for pair in self._slopes]
-        return Geometry(sizes, self.multipliers.rho, values, slopes)  # type: ignore[arg-type]
+        return Geometry(sizes, self.multipliers.rho, values, slopes, device)  # type: ignore[arg-type]
 
 
 def slopes_of(network: Network) -> list[tuple[Array, Array]]:
@@ -188,18 +188,21 @@ def _compress(weights: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
     return [r.T.contiguous(), *weights[1:]], q.T
 
 
-def _fitting(state: State | None, size: tuple[int, int], basis: Tensor | None, inputs: int) -> Tensor | None:
+def _load(state: State | None, geometry: Geometry, basis: Tensor | None, inputs: int) -> Tensor | None:
     """The dual of a state in the coordinates of this problem; None where there is none of the right shape."""
     if state is None or state.penalty == 0.0:
         return None
-    dual = state.dual.to(basis.device if basis is not None else state.dual.device)
+    rows, columns = geometry.root
+    dual = state.dual.to(rows)
     if basis is not None and dual.shape[1] >= inputs:
         dual = torch.cat([dual[:, :inputs] @ basis.T, dual[:, inputs:]], dim=1)
-    return dual if tuple(dual.shape) == size else None
+    return dual / rows[:, None] / columns if tuple(dual.shape) == geometry.size else None
 
 
-def _expand(dual: Tensor, basis: Tensor | None) -> Tensor:
-    """The inverse of the change of coordinates of :func:`_fitting`; source 0 comes first among the columns."""
+def _store(dual: Tensor, geometry: Geometry, basis: Tensor | None) -> Tensor:
+    """The inverse of :func:`_load`; source 0 comes first among the columns."""
+    rows, columns = geometry.root
+    dual = dual * rows[:, None] * columns
     if basis is None:
         return dual
     rank = len(basis)

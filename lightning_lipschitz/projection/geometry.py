@@ -20,6 +20,7 @@ alpha * beta > 0 adds ``+ 2 lambda alpha beta W'W`` and the set is no longer con
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -33,24 +34,38 @@ class Geometry:
         rho: the squared bound.
         multipliers: lambda > 0, shape (n_k,) a layer.
         slopes: (alpha, beta) a layer, shape (n_k,) each, alpha <= 0 <= beta.
+        device: of everything.
+
+    Attributes:
+        size: of G.
+        copies: for every entry of every weight, its factor and its position in G, once or (quadratic parts) twice.
+        curvature: shape (number of weights,); G*G is diagonal, since every entry of G belongs to one weight.
+        root: D^(-1/2) of the rows and of the columns of G; ``root_i Y_ij root_j`` is a dual that does not depend on the
+            scaling to a unit diagonal.
     """
 
     def __init__(
-        self, sizes: Sequence[int], rho: float, multipliers: Sequence[Tensor], slopes: Sequence[tuple[Tensor, Tensor]]
+        self,
+        sizes: Sequence[int],
+        rho: float,
+        multipliers: Sequence[Tensor],
+        slopes: Sequence[tuple[Tensor, Tensor]],
+        device: torch.device,
     ) -> None:
-        like = multipliers[0] if multipliers else torch.zeros(0, dtype=torch.float64)
+        like = torch.zeros(0, dtype=torch.float64, device=device)
         columns = [like.new_full((sizes[0],), rho**-0.5), *((2.0 * lam).rsqrt() for lam in multipliers)]
         rows = [(lam / 2).sqrt() * (a + b) for lam, (a, b) in zip(multipliers, slopes, strict=True)]
         rows.append(like.new_ones(sizes[-1]))
         squares = [(-2.0 * lam * a * b).clamp(min=0).sqrt() for lam, (a, b) in zip(multipliers, slopes, strict=True)]
         squares.append(like.new_zeros(sizes[-1]))
-        self.shapes = [(after, before) for before, after in zip(sizes[:-1], sizes[1:], strict=True)]
+        self.shapes = [(after, before) for before, after in pairwise(sizes)]
         bypass = [bool(square.any()) for square in squares]
         first, self.size = _offsets(sizes, bypass)
         self.copies = [_copy(rows, columns, first, self.size, [0] * len(rows))]
         if any(bypass):
             below = [n if extra else 0 for n, extra in zip(sizes[1:], bypass, strict=True)]
             self.copies.append(_copy(squares, columns, first, self.size, below))
+        self.root = _roots(columns, [*bypass, False], sizes)
         self.curvature = sum((gain**2 for gain, _ in self.copies), start=torch.zeros_like(self.copies[0][0]))
 
     def flatten(self, weights: Sequence[Tensor]) -> Tensor:
@@ -85,6 +100,16 @@ def _offsets(sizes: Sequence[int], bypass: Sequence[bool]) -> tuple[list[int], t
         first.append(total[k % 2])
         total[k % 2] += size * (2 if k and bypass[k - 1] else 1)
     return first, (total[1], total[0])
+
+
+def _roots(columns: Sequence[Tensor], bypass: Sequence[bool], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """D^(-1/2), odd then even; one for quadratic parts and for the output."""
+    parts: tuple[list[Tensor], list[Tensor]] = ([columns[0][:0]], [columns[0][:0]])
+    for k, column in enumerate([*columns, columns[0].new_ones(sizes[-1])]):
+        parts[(k + 1) % 2].append(column)
+        if k and bypass[k - 1]:
+            parts[(k + 1) % 2].append(torch.ones_like(column))
+    return torch.cat(parts[0]), torch.cat(parts[1])
 
 
 def _copy(

@@ -1,4 +1,4 @@
-"""The nearest weights with a certified bound: projections and multipliers by turns."""
+"""The nearest weights with a certified bound, and the cheap point that is all layers scaled alike."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from lightning_lipschitz.certificate import Certificate, Status
+from lightning_lipschitz.certificate import Certificate, Multipliers, Status
 from lightning_lipschitz.network import Network
-from lightning_lipschitz.projection.certified_set import CertifiedSet, Projected, State
-from lightning_lipschitz.projection.multipliers import Solved, solve_multipliers, widened, with_weights
+from lightning_lipschitz.projection.certified_set import State, slopes_of
+from lightning_lipschitz.projection.descent import Descent
+from lightning_lipschitz.projection.multipliers import Solved, solve_multipliers, squared, widened, with_weights
 from lightning_lipschitz.projection.rounding import Realise, Rounded, round_and_sign, rounding_to
+from lightning_lipschitz.projection.sharing import shrinkages
+
+_RTOL_START = 1e-3  # of LipSDP where its multipliers are only a start
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,15 +30,16 @@ class Nearest:
     Attributes:
         weights: in the dtype and on the device of those given.
         certificate: proves a bound of at most the one asked for, of the chain with exactly these weights.
-        multipliers: the last, of the widened network, at rho = bound squared; for :class:`CertifiedSet`.
-        state, warm_start: for the next call on similar weights.
+        multipliers: of the widened network, at rho = bound squared; for :class:`CertifiedSet`, and to start from.
+        state: for the next call on similar weights.
+        warm_start: of LipSDP.
         distance: Frobenius distance from the weights given, all layers together.
         rounds: projections made.
     """
 
     weights: list[Tensor]
     certificate: Certificate
-    multipliers: Any
+    multipliers: Multipliers
     state: State | None
     warm_start: Any
     distance: float
@@ -44,10 +51,11 @@ def nearest(
     network: Network,
     max_lipschitz: float,
     *,
-    rtol: float = 1e-3,
-    max_rounds: int = 10,
+    rtol: float = 3e-3,
+    max_rounds: int = 30,
     time_limit: float | None = None,
     device: str = "auto",
+    start: Multipliers | None = None,
     state: State | None = None,
     warm_start: Any = None,
     realise: Realise | None = None,
@@ -55,19 +63,19 @@ def nearest(
     r""":math:`\arg\min_{\bar W} \sum_k |\bar W_k - W_k|_F^2` such that some multipliers prove a bound of at most
     ``max_lipschitz``.
 
-    The joint problem is not convex. Each round solves LipSDP on the last weights and projects the given ones on the
-    set of these multipliers; the distance falls from round to round, from below that of all layers scaled alike, to
-    a point that neither step improves.
+    The joint problem is not convex: a local minimum. The search begins with the multipliers that LipSDP finds for the
+    weights given, carried to the weights with every layer scaled by a factor of its own (:mod:`.sharing`), so that
+    it ends no further away than those; :mod:`.descent` goes on from there.
 
     Args:
         weights: of a chain, shape (n_k, n_{k-1}), first layer first.
         network: the chain; its slopes, groups and biases are used, not its matrices.
         max_lipschitz: the l2 bound that the result must meet.
-        rtol: stop when a round brings the distance down by less than this, relatively; projections and LipSDP are
-            solved to a tenth of it.
+        rtol: relative decrease of the distance that is worth three more projections.
         max_rounds: at most so many projections.
-        time_limit: seconds after which no new round begins.
+        time_limit: seconds after which no new projection begins.
         device: where LipSDP computes; the projection stays on the device of the weights.
+        start: multipliers of an earlier answer for the same bound, in place of LipSDP.
         state, warm_start: of an earlier answer.
         realise: float64 weights -> what the parameters hold once these are written into them; rounding to the given
             dtypes by default.
@@ -75,47 +83,49 @@ def nearest(
     Raises:
         ArgumentError, ShapeError, SolverError.
     """
-    start = time.perf_counter()
+    clock = time.perf_counter()
     given = [weight.detach().double() for weight in weights]
-    realise = realise or rounding_to(weights)
-    solve = _Solve(network, max_lipschitz, rtol / 10, device)
-    solved = solve(given, warm_start)
-    best: tuple[Projected, Solved] | None = None
-    rounds = 0
-    while rounds < max(1, max_rounds):
-        ball = CertifiedSet.of(solve.wide, solved.multipliers)
-        projected = ball.project(given, state, rtol=rtol / 10)
-        rounds, state = rounds + 1, projected.state
-        before = best[0].distance if best else float("inf")
-        if projected.distance < before:
-            best = projected, solved
-        late = time_limit is not None and time.perf_counter() - start > time_limit
-        if projected.distance >= (1.0 - rtol) * before or projected.distance == 0.0 or late:
-            break
-        solved = solve(projected.weights, solved.warm_start)
-    assert best is not None  # distances are finite
-    rounded = round_and_sign(best[0].weights, network, best[1].multipliers, realise)
-    distance = sqrt(sum(float((a.double() - b).square().sum()) for a, b in zip(rounded.weights, given, strict=True)))
-    certificate = signed(rounded, time.perf_counter() - start)
-    return Nearest(rounded.weights, certificate, best[1].multipliers, state, best[1].warm_start, distance, rounds)
+    wide = widened(network)
+    if start is None:
+        solved = solve_multipliers(
+            with_weights(wide, given), max_lipschitz, rtol=_RTOL_START, device=device, warm_start=warm_start
+        )
+        start, warm_start = _shared(solved, given, max_lipschitz), solved.warm_start
+    deadline = clock + (time_limit if time_limit is not None else float("inf"))
+    descent = Descent(
+        given,
+        squared(max_lipschitz),
+        slopes_of(wide),
+        groups_of(wide),
+        state=state,
+        rtol=rtol,
+        most=max_rounds,
+        deadline=deadline,
+    )
+    found, ball = descent.run(start)
+    rounded = round_and_sign(found.weights, network, ball.multipliers, realise or rounding_to(weights))
+    certificate = signed(rounded, time.perf_counter() - clock)
+    distance = _distance(rounded.weights, given)
+    return Nearest(
+        rounded.weights, certificate, ball.multipliers, found.state, warm_start, distance, descent.projections
+    )
 
 
 def scaled(
     weights: Sequence[Tensor], network: Network, max_lipschitz: float, *, realise: Realise | None = None
 ) -> Nearest:
-    """All weights times the same number, so that LipSDP proves ``max_lipschitz``: the cheap point to start from, or
-    to fall back to.
+    """All weights times the same number, so that LipSDP proves ``max_lipschitz``: the cheap point to start from, or to
+    fall back to.
 
     Arguments and errors as of :func:`nearest`. Weights that meet the bound already are not touched.
     """
     start = time.perf_counter()
     given = [weight.detach().double() for weight in weights]
-    solved = solve_multipliers(with_weights(network, given), max_lipschitz)
-    factor = min(solved.scale, 1.0)
-    moved = [factor * weight for weight in given]
+    solved = solve_multipliers(with_weights(widened(network), given), max_lipschitz)
+    moved = [min(solved.scale, 1.0) * weight for weight in given]
     rounded = round_and_sign(moved, network, solved.multipliers, realise or rounding_to(weights))
-    distance = sqrt(sum(float((a.double() - b).square().sum()) for a, b in zip(rounded.weights, given, strict=True)))
     certificate = signed(rounded, time.perf_counter() - start)
+    distance = _distance(rounded.weights, given)
     return Nearest(rounded.weights, certificate, solved.multipliers, None, solved.warm_start, distance, 0)
 
 
@@ -135,13 +145,22 @@ def signed(rounded: Rounded, seconds: float) -> Certificate:
     )
 
 
-class _Solve:
-    """LipSDP for the target, on given weights."""
+def groups_of(network: Network) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    """For every layer, the number of each unit's multiplier, from 0."""
+    return [np.unique(np.asarray(layer.group), return_inverse=True)[1] for layer in network.layers]
 
-    def __init__(self, network: Network, max_lipschitz: float, rtol: float, device: str) -> None:
-        self.wide = widened(network)
-        self._target, self._rtol, self._device = max_lipschitz, rtol, device
 
-    def __call__(self, weights: Sequence[Tensor], warm_start: Any) -> Solved:
-        network = with_weights(self.wide, weights)
-        return solve_multipliers(network, self._target, rtol=self._rtol, device=self._device, warm_start=warm_start)
+def _shared(solved: Solved, weights: Sequence[Tensor], max_lipschitz: float) -> Multipliers:
+    """The multipliers carried from all layers scaled alike to each scaled by its own factor."""
+    reduction = min(max_lipschitz / solved.bound, 1.0) if solved.bound > 0 else 1.0
+    if reduction == 1.0:
+        return solved.multipliers
+    norms = [float(torch.linalg.vector_norm(weight)) for weight in weights]
+    ratios = [factor / solved.scale for factor in shrinkages(norms, reduction)]
+    behind = np.cumprod(ratios[:0:-1])[::-1]
+    values = [value * ratio**2 for value, ratio in zip(solved.multipliers.values, behind, strict=True)]
+    return Multipliers(solved.multipliers.rho, tuple(values))
+
+
+def _distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    return sqrt(sum(float((x.double() - y).square().sum()) for x, y in zip(a, b, strict=True)))

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_lipschitz.bounds.search import Settings, certify_network
 from lightning_lipschitz.certificate import Certificate
-from lightning_lipschitz.errors import ArgumentError, SolverError
+from lightning_lipschitz.errors import ArgumentError
 from lightning_lipschitz.projection.multipliers import squared
 from lightning_lipschitz.projection.nearest import nearest
 from lightning_lipschitz.projection.weights import LinearWeights
@@ -23,8 +23,8 @@ def project(
     max_lipschitz: float,
     example_input: Any = None,
     *,
-    rtol: float = 1e-3,
-    max_rounds: int = 10,
+    rtol: float = 3e-3,
+    max_rounds: int = 30,
     time_limit: float | None = None,
     device: str | torch.device = "auto",
 ) -> Certificate:
@@ -34,19 +34,19 @@ def project(
     .. math:: \arg\min_{\bar W} \sum_k |\bar W_k - W_k|_F^2 \quad\text{such that some } \lambda \ge 0 \text{ has }
         M(L^2, \lambda; \bar W) \succeq 0,
 
-    with M of :mod:`lightning_lipschitz.certificate.lmi`. The problem is not convex; projections for fixed
-    multipliers and multipliers for fixed weights alternate (Pauli et al., "Training robust neural networks using
-    Lipschitz bounds", L-CSS 2021). The result is never further away than all layers scaled alike. Biases and all
-    other parameters stay. A model that meets the bound is not touched.
+    with M of :mod:`lightning_lipschitz.certificate.lmi`. For fixed lambda it is the convex step of Pauli et al.
+    ("Training robust neural networks using Lipschitz bounds", L-CSS 2021), here a projection on a spectral ball; lambda
+    descends along the gradient of its value. The joint problem is not convex: a local minimum, never further away than
+    all layers scaled alike. Biases and all other parameters stay. A model that meets the bound is not touched.
 
     Args:
         model: a chain of ``nn.Linear`` with activations, dropout and flattening between; weight norm is written
             through.
         max_lipschitz: the bound L > 0, output change per input change.
         example_input: one batch of inputs, shape (batch, ...). By default the module's ``example_input_array``.
-        rtol: stop when a round brings the distance down by less than this, relatively.
+        rtol: relative decrease of the distance that is worth three more projections.
         max_rounds: at most so many projections.
-        time_limit: seconds after which no new round begins.
+        time_limit: seconds after which no new projection begins.
         device: where LipSDP computes; "auto" takes a GPU where there is one and the problem is large. The projection
             stays where the weights are.
 

@@ -73,15 +73,15 @@ def regularized(
 class _Search:
     """The root of the derivative of ``t -> ratio e^t + v(e^t)`` in t = log rho, v the least half squared distance.
 
-    v is convex with ``v'(rho) = - <Y, G(W)>_x / (2 rho)``, the product over the columns of the input, since only
-    they carry rho, as rho^(-1/2) (envelope theorem; Y is the dual of the projection).
+    v is convex. Only the first layer's entries of G carry rho, as rho^(-1/2), so by the envelope theorem
+    ``v'(rho) = - <V_1 - W_1, W_1> / (2 rho)``: at the optimum V - W is the adjoint of G at the dual.
     """
 
     def __init__(
         self, certified_set: CertifiedSet, weights: Sequence[Tensor], ratio: float, state: State | None, rtol: float
     ) -> None:
         self._set, self._weights, self._ratio, self._rtol = certified_set, weights, ratio, rtol
-        self._state, self._inputs = state, weights[0].shape[1]
+        self._state = state
         self._slopes: dict[float, float] = {}
         self._least = float("inf")
         self.projections = 0
@@ -98,8 +98,8 @@ class _Search:
         if found.distance == 0.0:
             return 1.0
         self._state = found.state
-        image = here.image(found.weights)[:, : self._inputs]
-        pull = float((found.state.dual[:, : self._inputs] * image).sum())
+        first = found.weights[0]
+        pull = float(((self._weights[0].detach().to(first) - first) * first).sum())
         self._slopes[t] = 1.0 - pull / (2.0 * rho * self._ratio)
         return self._slopes[t]
 

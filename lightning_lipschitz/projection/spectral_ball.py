@@ -27,7 +27,7 @@ from lightning_lipschitz.projection.geometry import Geometry
 
 OVER_RELAXATION = 1.6
 CHECK_EVERY = 5  # iterations; a check costs about one more
-BALANCE = 2.0  # residuals further apart than this squared move the penalty
+BALANCE = 1.5  # residuals further apart than this squared move the penalty
 ROUNDING = 1e-16  # the gap is not asked to fall below this times |v|^2 / 2
 
 
