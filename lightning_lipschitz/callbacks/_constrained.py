@@ -35,6 +35,7 @@ class ConstrainedWeights:
         self._parameters: dict[str, nn.Parameter] = {}
         self._readable: frozenset[str] = frozenset()
         self._prefix = ""
+        self._known: dict[tuple[int, int], frozenset[int]] = {}
 
     @property
     def traced(self) -> bool:
@@ -128,19 +129,26 @@ class ConstrainedWeights:
         return self._parameters
 
     def is_trained_by(self, optimizer: Optimizer) -> bool:
-        mine = {id(parameter) for parameter in self._parameters.values()}
-        return any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"])
+        trained = self._trained(optimizer)
+        return any(id(parameter) in trained for parameter in self._parameters.values())
+
+    def _trained(self, optimizer: Optimizer) -> frozenset[int]:
+        """What the optimizer trains, by identity; looked up anew when it has got more of it."""
+        key = id(optimizer), sum(len(group["params"]) for group in optimizer.param_groups)
+        if key not in self._known:
+            self._known[key] = frozenset(id(p) for group in optimizer.param_groups for p in group["params"])
+        return self._known[key]
 
     def add_gradient(self, optimizer: Optimizer, directions: Sequence[Tensor], scale: float) -> None:
         """Add ``scale * directions``, one a matrix, to the gradients of the parameters that ``optimizer`` trains.
 
         Nothing happens where none of its parameters has a gradient: then no loss was computed, and no step is meant.
         """
-        own = {id(p): p for group in optimizer.param_groups for p in group["params"]}
-        if all(p.grad is None for p in own.values()):
+        if not any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
             return
+        trained = self._trained(optimizer)
         for parameter, gradient in self._pulled_back(directions):
-            if id(parameter) not in own or not parameter.requires_grad:
+            if id(parameter) not in trained or not parameter.requires_grad:
                 continue
             if parameter.grad is None:
                 parameter.grad = gradient * scale

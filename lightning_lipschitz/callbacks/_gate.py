@@ -6,9 +6,8 @@ with weights of its own, and a resumed run gets exactly those back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 from weakref import ref
 
 import torch
@@ -131,20 +130,6 @@ class Gate:
 
     def _sendable(self, written: Written) -> Written:
         return written.cpu() if self._ranks.many else written
-
-    @contextmanager
-    def as_written(self, root: nn.Module) -> Iterator[None]:
-        """``root`` with the weights of a file, for whoever reads it meanwhile. On one rank."""
-        if not self._weights.traced:
-            yield
-            return
-        swap = Swap()
-        parameters: dict[str, Any] = self._weights.of(root)
-        swap.put(parameters, _undisturbed(lambda: self._author(parameters)).tensors)
-        try:
-            yield
-        finally:
-            swap.back()
 
 
 def _undisturbed(work: Callable[[], T]) -> T:

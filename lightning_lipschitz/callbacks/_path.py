@@ -17,7 +17,6 @@ from lightning_lipschitz.projection.interior import Interior
 from lightning_lipschitz.projection.multipliers import narrowed, squared, widened
 
 _CENTRE_EVERY = 10  # optimizer steps between Newton steps of the multipliers
-_CENTRE_FIRST = 30  # Newton steps at the start
 _COUNTS = ("steps", "shortened", "all_steps", "all_shortened", "highest_rate", "factor")
 
 
@@ -64,12 +63,10 @@ class Path:
         return True
 
     def enter(self, start: Start) -> None:
-        """Write the weights of the start, and centre its multipliers."""
+        """Write the weights of the start, and take its multipliers."""
         if start.moved:
             self._write(self._weights.linear.encode([w.double() for w in start.weights], self._weights.parameters))
         self._interior = self._inside([q.exp() for q in start.log_multipliers])
-        for _ in range(_CENTRE_FIRST):
-            self._interior.centre(self._weights.matrices())
 
     def watch(self, optimizers: Sequence[Optimizer], after_step: Callable[..., None]) -> None:
         """Have ``after_step`` called when an optimizer that trains the weights has stepped."""
@@ -102,14 +99,18 @@ class Path:
         before, self._before = self._before, None
         if before is None:
             return
+        shortened = not self.interior.contains(self._weights.matrices())
+        if shortened:
+            self._shorten(before)
+        self.steps, self.all_steps = self.steps + 1, self.all_steps + 1
+        self.shortened, self.all_shortened = self.shortened + shortened, self.all_shortened + shortened
+        if shortened or self.all_steps % _CENTRE_EVERY == 0:
+            self.interior.centre(self._weights.matrices())
+
+    def _shorten(self, before: Mapping[str, Tensor]) -> None:
         after = {name: p.detach().clone() for name, p in self._weights.parameters.items()}
         t = self.interior.largest_step(lambda t: self._weights.linear.read(_between(before, after, t)))
-        if t < 1.0:
-            self._write(_between(before, after, t))
-        self.steps, self.all_steps = self.steps + 1, self.all_steps + 1
-        self.shortened, self.all_shortened = self.shortened + (t < 1.0), self.all_shortened + (t < 1.0)
-        if self.all_steps % _CENTRE_EVERY == 0:
-            self.interior.centre(self._weights.matrices())
+        self._write(_between(before, after, t))
 
     @torch.no_grad()
     def _write(self, tensors: Mapping[str, Tensor]) -> None:
@@ -138,6 +139,6 @@ class Path:
 
 
 def _between(before: Mapping[str, Tensor], after: Mapping[str, Tensor], t: float) -> dict[str, Tensor]:
-    if t == 1.0:
-        return dict(after)
+    if t == 0.0:
+        return dict(before)  # whatever is in `after`, even NaN
     return {name: torch.lerp(before[name], after[name], t) for name in after}

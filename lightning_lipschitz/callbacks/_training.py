@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 from torch.optim import LBFGS, Optimizer
 
 from lightning_lipschitz._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
@@ -209,7 +208,7 @@ def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> float:
 
 def learning_rate(optimizer: Optimizer) -> float:
     """The largest of its groups."""
-    return max(float(torch.as_tensor(group["lr"])) for group in optimizer.param_groups)
+    return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
 def _validates_training(trainer: Trainer) -> bool:

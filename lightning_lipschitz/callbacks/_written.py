@@ -18,7 +18,7 @@ from lightning_lipschitz.projection import nearest
 from lightning_lipschitz.projection.weights import LinearWeights
 
 _RTOL = 1e-4  # of the certified bound
-_ROUNDS = 3  # of the projection; training has brought the weights close
+_ROUNDS = 1  # of the projection; training has brought the weights close
 
 
 @dataclass(frozen=True, eq=False)

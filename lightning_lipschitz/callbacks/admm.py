@@ -45,13 +45,14 @@ class LipschitzADMM(ConstrainedTraining):
       are from certified ones. Below 0.02 the two networks are the same for most purposes. While it stays high, the
       files are projected from far away and lose accuracy: raise ``penalty``, or make rounds more often.
     * ``admm/dual_residual``: how far :math:`\bar W` moved in the last round, times r, over :math:`|Y|`: how far the
-      method is from having settled. While it stays high with a low primal residual, the pull is too strong: lower ``penalty``.
+      method is from having settled. While it stays high with a low primal residual, the pull is too strong: lower
+      ``penalty``.
     * ``admm/seconds``: wall time spent in rounds and certificates since the last entry.
 
     What to set when accuracy drops: first ``penalty``, by factors of three (too high and the pull outweighs the loss
     from the start; too low and the weights drift away from what can be written). Then ``every_n_steps=50``. A learning
-    rate that decays to zero helps both residuals to vanish. If accuracy on the training data is low as well, the bound is
-    what costs it: compare with ``max_lipschitz`` doubled.
+    rate that decays to zero helps both residuals to vanish. If accuracy on the training data is low as well, the
+    bound is what costs it: compare with ``max_lipschitz`` doubled.
 
     In a checkpoint, ``checkpoint["admm"]`` holds the certificate and, under ``"training_weights"``, the raw weights of
     the constrained layers; ``fit(ckpt_path=...)`` goes on from those, exactly. ``state_dict`` is certified, so

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from lightning_lipschitz.projection.multipliers import solve_multipliers, widene
 from lightning_lipschitz.projection.regularized import regularized
 
 _RTOL_MULTIPLIERS = 1e-2  # of LipSDP between rounds: the set moves more than that before the next one
-_RTOL_PROJECTION = 1e-4
+_RTOL_PROJECTION = 1e-2
 _SMALLEST_BOUND = 1e-6  # a free bound starts no lower
 _IMBALANCE, _FACTOR = 10.0, 2.0  # residual balancing of Boyd et al. 2011, section 3.4.1
 
@@ -59,7 +60,7 @@ class Consensus:
         bound: the bound that W_bar meets: L, or the root of the rho that was found.
         primal_residual: |W - W_bar| relative to the larger of |W| and |W_bar|, as the round found them.
         dual_residual: r |W_bar - W_bar of the round before| relative to |Y|.
-        state, multipliers: where the next round's projection and LipSDP start.
+        state, warm_start: where the next round's projection and LipSDP start.
     """
 
     weights: list[Tensor]
@@ -69,7 +70,7 @@ class Consensus:
     primal_residual: float = 0.0
     dual_residual: float = 0.0
     state: State | None = None
-    multipliers: Multipliers | None = field(default=None, repr=False)
+    warm_start: WarmStart | None = field(default=None, repr=False)
 
     @classmethod
     def start(cls, weights: Sequence[Tensor], penalty: float) -> Consensus:
@@ -84,8 +85,12 @@ class Consensus:
 
     def pull(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """``Y + r (W - W_bar)``, the gradient of the augmented Lagrangian's terms, in the dtype of the weights."""
-        triples = zip(weights, self.weights, self.duals, strict=True)
-        return [(y + self.penalty * (w.detach() - wbar)).to(w.dtype) for w, wbar, y in triples]
+        return [c.add(w.detach(), alpha=self.penalty).to(w.dtype) for w, c in zip(weights, self._constant, strict=True)]
+
+    @cached_property
+    def _constant(self) -> list[Tensor]:
+        """Y - r W_bar."""
+        return [y - self.penalty * wbar for y, wbar in zip(self.duals, self.weights, strict=True)]
 
     def to(self, device: torch.device | str) -> Consensus:
         """The same on another device."""
@@ -100,21 +105,21 @@ class Consensus:
         plain |= {"weights": [w.clone() for w in self.weights], "duals": [y.clone() for y in self.duals]}
         if self.state is not None:
             plain["state"] = {"dual": self.state.dual.clone(), "penalty": self.state.penalty}
-        if self.multipliers is not None:
-            values = [torch.tensor(value) for value in self.multipliers.values]
-            plain["multipliers"] = {"rho": self.multipliers.rho, "values": values}
+        if self.warm_start is not None:
+            path = self.warm_start.path
+            plain["path"] = [{"rho": p.rho, "values": [torch.tensor(v) for v in p.values]} for p in path]
         return plain
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Consensus:
         """The inverse of :meth:`plain`."""
         rest = dict(plain)
-        state, multipliers = rest.pop("state", None), rest.pop("multipliers", None)
+        state, path = rest.pop("state", None), rest.pop("path", ())
+        points = tuple(Multipliers(p["rho"], tuple(value.cpu().numpy() for value in p["values"])) for p in path)
         return cls(
             **rest,
             state=None if state is None else State(**state),
-            multipliers=multipliers
-            and Multipliers(multipliers["rho"], tuple(value.cpu().numpy() for value in multipliers["values"])),
+            warm_start=WarmStart(points) if points else None,
         )
 
 
@@ -133,14 +138,13 @@ def advance(consensus: Consensus, weights: Sequence[Tensor], network: Network, p
     """
     doubles = [w.detach().double() for w in weights]
     chain = with_weights(widened(network), doubles)
-    start = None if consensus.multipliers is None else WarmStart(consensus.multipliers)
     target = problem.max_lipschitz or _free_bound(chain, consensus)
-    solved = solve_multipliers(chain, target, rtol=_RTOL_MULTIPLIERS, warm_start=start)
+    solved = solve_multipliers(chain, target, rtol=_RTOL_MULTIPLIERS, warm_start=consensus.warm_start)
     ball = CertifiedSet.of(chain, solved.multipliers)
     shifted = [w + y / consensus.penalty for w, y in zip(doubles, consensus.duals, strict=True)]
     nearest, bound, state = _project(ball, shifted, consensus, problem)
-    kept = solved.warm_start.multipliers if isinstance(solved.warm_start, WarmStart) else None
-    moved = replace(consensus, weights=nearest, bound=bound, state=state, multipliers=kept)
+    kept = solved.warm_start if isinstance(solved.warm_start, WarmStart) else None
+    moved = replace(consensus, weights=nearest, bound=bound, state=state, warm_start=kept)
     return _update_duals(moved, doubles, consensus.weights, problem.balance)
 
 

@@ -60,16 +60,16 @@ class Interior:
     @torch.no_grad()
     def contains(self, weights: Sequence[Tensor]) -> bool:
         """Whether the weights are strictly inside, in floating point."""
-        if not all(bool(w.isfinite().all()) for w in weights):
-            return False
         if self._by_hand:
             return self._recursion(weights).definite
+        if not all(bool(w.isfinite().all()) for w in weights):
+            return False
         logs = [lam.log() for lam in self.multipliers]
         return strictly_inside(weights, logs, self._bound, self._given_slopes)
 
     def largest_step(self, weights: Weights) -> float:
-        """The largest t of 1, 1/2, 1/4, ... with ``weights(t)`` strictly inside; 0 where none is."""
-        t = 1.0
+        """The largest t of 1/2, 1/4, ... with ``weights(t)`` strictly inside; 0 where none is."""
+        t = 0.5
         while t >= SMALLEST_STEP:
             if self.contains(weights(t)):
                 return t
@@ -130,9 +130,9 @@ class _Recursion:
                 S = S.addmm_(doubles[-1].T, doubles[-1], alpha=-1.0)
             factor, info = torch.linalg.cholesky_ex(S)
             factors.append(factor)
-            if int(info) or not bool(factor.diagonal().isfinite().all()):
+            if int(info):
                 break
-        definite = len(factors) == len(multipliers) and not int(info) and bool(factor.diagonal().isfinite().all())
+        definite = len(factors) == len(multipliers) and not int(info) and bool(factor.isfinite().all())
         return cls([w.detach().clone() for w in weights], doubles, rows, rho, factors, definite)
 
     def is_of(self, weights: Sequence[Tensor]) -> bool:
