@@ -9,7 +9,6 @@ import torch
 from lightning_lipschitz.bounds.interior_point.result import WarmStart
 from lightning_lipschitz.bounds.interior_point.solver import solve
 from lightning_lipschitz.bounds.proposal import Proposal, Sharing
-from lightning_lipschitz.certificate.proofs import Multipliers
 from lightning_lipschitz.network import Network
 
 _GPU_UNITS = 300  # below this a CPU is as fast
@@ -32,7 +31,7 @@ def propose(
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() and network.num_units >= _GPU_UNITS else "cpu"
-    state = warm_start if isinstance(warm_start, (WarmStart, Multipliers)) else None
+    state = warm_start if isinstance(warm_start, WarmStart) else None
     found = solve(network, sharing=sharing, rtol=rtol, time_limit=time_limit, device=device, warm_start=state)
     return Proposal(
         multipliers=found.multipliers,

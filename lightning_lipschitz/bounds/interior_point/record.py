@@ -16,8 +16,8 @@ from lightning_lipschitz.certificate.proofs import Multipliers
 from lightning_lipschitz.errors import SolverError
 from lightning_lipschitz.network import Array
 
-# The state kept for a warm start is the last whose relative gap, of the bound, is above this.
-_WARM_GAP = 0.05
+# The points kept for a warm start: the first whose relative gap, of the bound, is below.
+_WARM_GAPS = (0.5, 0.2, 0.1, 0.03, 0.01, 0.003)
 
 
 class Record:
@@ -29,7 +29,7 @@ class Record:
         self._reduced, self._rtol, self._limit, self._progress = reduced, rtol, time_limit, progress
         self._start = time.perf_counter()
         self._best: Tensor | None = None
-        self._inside: Tensor | None = None
+        self._path: dict[float, Tensor] = {}
         self._rho, self._lower = float("inf"), 0.0
         self.iterations, self.idle = -1, 0
 
@@ -58,28 +58,28 @@ class Record:
         self._lower = max(self._lower, lower)
         self.iterations += 1
         self.idle = 0 if point.X is None or self.gap < 0.9 * before else self.idle + 1
-        if self._inside is None or self.gap > _WARM_GAP:
-            self._inside = point.y
+        if point.X is not None:
+            self._path.setdefault(min((g for g in _WARM_GAPS if g >= self.gap), default=1.0), point.y)
         if self._progress is not None:
             unit = self._reduced.unit
             self._progress(Progress(self.iterations, self._rho * unit, self._lower * unit, self.gap, self.seconds))
 
     def solution(self, problem: Problem, ending: Ending) -> Solution:
         """In the units of the network as given."""
-        if self._best is None or self._inside is None:
+        if self._best is None:
             raise SolverError(
                 "no strictly feasible multipliers were found; the weights may be beyond the range of float64."
             )
-        best, inside = (self._restore(problem, y) for y in (self._best, self._inside))
+        best, *path = (self._restore(problem, y) for y in (self._best, *self._path.values()))
         lower = self._lower * self._reduced.unit
-        return Solution(best, lower, self.gap, self.iterations, self.seconds, ending, WarmStart(inside))
+        return Solution(best, lower, self.gap, self.iterations, self.seconds, ending, WarmStart(tuple(path)))
 
     def affine(self, output: Sequence[Array]) -> Solution:
         """The answer where nothing but an affine map is left."""
         rho = float(np.linalg.norm(np.concatenate(output, axis=1), 2)) ** 2 if output else 0.0
         values = [np.zeros(layer.size) for layer in self._reduced.network.layers]
         point = self._reduced.restore(rho, values)
-        return Solution(point, point.rho, 0.0, 0, self.seconds, "solved", WarmStart(point))
+        return Solution(point, point.rho, 0.0, 0, self.seconds, "solved", WarmStart((point,)))
 
     def _restore(self, problem: Problem, y: Tensor) -> Multipliers:
         units = problem.spread(y[1:]).cpu().numpy()

@@ -15,10 +15,10 @@ class WarmStart:
     """Where a run on a network with slightly different weights can start.
 
     Attributes:
-        multipliers: a point near the central path, well inside; of the original network.
+        path: points near the central path, from well inside to close to the optimum; of the original network.
     """
 
-    multipliers: Multipliers
+    path: tuple[Multipliers, ...]
 
 
 @dataclass(frozen=True)

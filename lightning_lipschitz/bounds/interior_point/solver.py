@@ -16,8 +16,7 @@ from lightning_lipschitz.bounds.interior_point.result import Ending, Progress, S
 from lightning_lipschitz.bounds.interior_point.start import recursion, warm
 from lightning_lipschitz.bounds.lipsdp import Reduced, reduce
 from lightning_lipschitz.bounds.proposal import Sharing
-from lightning_lipschitz.certificate.proofs import Multipliers
-from lightning_lipschitz.errors import ArgumentError
+from lightning_lipschitz.errors import ArgumentError, SolverError
 from lightning_lipschitz.network import Network
 
 _MOST_STEPS = 300
@@ -32,7 +31,7 @@ def solve(
     rtol: float = 1e-6,
     time_limit: float | None = None,
     device: torch.device | str = "cpu",
-    warm_start: WarmStart | Multipliers | None = None,
+    warm_start: WarmStart | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Solution:
     """LipSDP to a duality gap of ``rtol``.
@@ -43,11 +42,12 @@ def solve(
         rtol: stop when ``1 - sqrt(lower_bound / rho)`` is below.
         time_limit: seconds; the best feasible multipliers so far are returned. Looked at once an iteration.
         device: of torch. float64 throughout.
-        warm_start: ``Solution.warm_start`` of a similar network, or its multipliers; ignored where they do not fit.
+        warm_start: ``Solution.warm_start`` of a network with similar weights; ignored where it does not fit.
         progress: called after every iteration.
 
     Raises:
         ArgumentError: rtol or time_limit out of range.
+        SolverError: no feasible point exists within the range of float64.
 
     Example:
         >>> solution = solve(Network.from_weights([[[1.0, 2.0], [1.0, -2.0]], [[1.0, 1.0]]]))
@@ -65,18 +65,16 @@ def solve(
         return record.affine(output)
     problem = Problem(reduced.network, sharing, device)
     with _few_threads(problem.size):
-        start = _warm(problem, reduced, warm_start)
-        ending = _search(problem, recursion(problem) if start is None else start, record)
+        ending = _search(problem, _start(problem, reduced, warm_start), record)
     return record.solution(problem, ending)
 
 
-def _warm(problem: Problem, reduced: Reduced, given: WarmStart | Multipliers | None) -> Tensor | None:
-    """Optimal multipliers are pushed into the interior; those kept for the purpose are inside."""
-    if given is None:
-        return None
-    if isinstance(given, WarmStart):
-        return warm(problem, reduced, given.multipliers, (0.0, 0.1, 0.3))
-    return warm(problem, reduced, given, (0.1, 0.3))
+def _start(problem: Problem, reduced: Reduced, given: WarmStart | None) -> Tensor:
+    start = None if given is None else warm(problem, reduced, given.path)
+    try:
+        return recursion(problem) if start is None else start
+    except torch.linalg.LinAlgError as error:
+        raise SolverError("no strictly feasible start was found; the weights may be beyond float64's range.") from error
 
 
 @contextmanager

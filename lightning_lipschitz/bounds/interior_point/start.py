@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,8 +19,8 @@ _MARGIN = 1.05
 def recursion(problem: Problem) -> Tensor:
     """y = (rho, lam) with Z(y) > 0: one number a layer, from the output back, rho a little more than needed.
 
-    R is what the layers behind leave to be dominated, at first C. Layer k is written ``z = m y + u``, m and r the middle
-    and the radius of the slopes, and u is measured in units of |a_i|. There ``lam_i = c / |a_i|^2`` contributes
+    R is what the layers behind leave to be dominated, at first C. Layer k is written ``z = m y + u``, m and r the
+    middle and the radius of the slopes, and u is measured in units of |a_i|. There ``lam_i = c / |a_i|^2`` contributes
     ``2 c (|u|^2 - |r y|^2)``: the block of u becomes 2 c I - R_uu, and R is replaced by its Schur complement. It grows
     by about ``2 c |r A|^2 + |R_uv|^2 / (2 c - |R_uu|)``, least for ``2 c = |R_uu| + |R_uv| / |r A|``; c = |R_uu|, the
     closed form of ECLipsE-Fast (Xu and Sivaranjani 2024), is taken where it is larger.
@@ -51,24 +53,25 @@ def _row_norms(problem: Problem) -> Tensor:
     return problem.spread(problem.collect(squares) / problem.collect(torch.ones_like(squares))).sqrt()
 
 
-def warm(problem: Problem, reduced: Reduced, multipliers: Multipliers, blends: tuple[float, ...]) -> Tensor | None:
-    """y = (rho, lam) with Z(y) > 0 from the multipliers of a similar network, or None where they are of no use.
+def warm(problem: Problem, reduced: Reduced, path: Sequence[Multipliers]) -> Tensor | None:
+    """y = (rho, lam) with Z(y) > 0 from points for a similar network, or None where they are of no use.
 
-    The multipliers are mixed with those of the cold start, by the first of ``blends`` that is feasible for some rho
-    below that of the cold start.
+    Taken is the point nearest to the old optimum that is still feasible, or else the one that needs the least rho.
+    Heuristic: it saves half of the work where the weights moved by a per mille, and little where they moved by more.
     """
-    if [value.shape for value in multipliers.values] != [mask.shape for mask in reduced.moving]:
-        return None
-    _, values = reduced.scale(multipliers)
-    units = problem.tensor(np.concatenate(values))
-    count = problem.collect(torch.ones_like(units))
-    lam, cold = problem.collect(units) / count, recursion(problem)
-    for blend in blends:
-        mixed = torch.lerp(lam, cold[1:], blend)
-        rho = least_rho(problem, mixed)
-        if rho is not None and _MARGIN * rho < cold[0]:
-            return torch.cat([_MARGIN * rho[None], mixed])
-    return None
+    found = None
+    for point in reversed(path):
+        if [value.shape for value in point.values] != [mask.shape for mask in reduced.moving]:
+            continue
+        rho, values = reduced.scale(point)
+        units = problem.tensor(np.concatenate(values))
+        lam = problem.collect(units) / problem.collect(torch.ones_like(units))
+        least = least_rho(problem, lam)
+        if least is not None and least < rho:
+            return torch.cat([lam.new_tensor([rho]), lam])
+        if least is not None and (found is None or _MARGIN * least < found[0]):
+            found = torch.cat([_MARGIN * least[None], lam])
+    return found
 
 
 def least_rho(problem: Problem, lam: Tensor) -> Tensor | None:
