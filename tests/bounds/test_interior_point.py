@@ -21,7 +21,7 @@ from lightning_lipschitz.bounds.interior_point.schur import schur_complement
 from lightning_lipschitz.bounds.interior_point.start import recursion
 from lightning_lipschitz.bounds.lipsdp import reduce
 from lightning_lipschitz.bounds.proposal import Sharing
-from lightning_lipschitz.errors import ArgumentError
+from lightning_lipschitz.errors import ArgumentError, SolverError
 from lightning_lipschitz.network import Affine, Layer, Network, Term
 from tests import helpers
 from tests.helpers import chain
@@ -326,6 +326,12 @@ def test_no_time_still_gives_feasible_multipliers() -> None:
 def test_arguments_are_checked(bad: dict[str, float]) -> None:
     with pytest.raises(ArgumentError):
         solve(NETWORKS["relu"], **bad)
+
+
+@pytest.mark.parametrize("gain", [1e-100, 1e100])
+def test_a_bound_that_float64_cannot_hold_is_an_error(gain: float) -> None:
+    with pytest.raises(SolverError, match="range"):
+        solve(chain((3, 5, 4, 2), gain=gain))
 
 
 def test_an_impossible_tolerance_ends_and_says_so() -> None:

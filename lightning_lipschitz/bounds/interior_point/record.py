@@ -65,12 +65,16 @@ class Record:
             self._progress(Progress(self.iterations, self._rho * unit, self._lower * unit, self.gap, self.seconds))
 
     def solution(self, problem: Problem, ending: Ending) -> Solution:
-        """In the units of the network as given."""
+        """In the units of the network as given.
+
+        Raises:
+            SolverError: there is no such point in float64.
+        """
         if self._best is None:
-            raise SolverError(
-                "no strictly feasible multipliers were found; the weights may be beyond the range of float64."
-            )
+            raise SolverError("no strictly feasible multipliers were found; the weights may be beyond float64's range.")
         best, *path = (self._restore(problem, y) for y in (self._best, *self._path.values()))
+        if not 0 < best.rho < float("inf"):
+            raise SolverError("the squared bound is beyond the range of float64; rescale the weights.")
         lower = self._lower * self._reduced.unit
         return Solution(best, lower, self.gap, self.iterations, self.seconds, ending, WarmStart(tuple(path)))
 

@@ -16,7 +16,7 @@ from lightning_lipschitz.bounds.interior_point.result import Ending, Progress, S
 from lightning_lipschitz.bounds.interior_point.start import recursion, warm
 from lightning_lipschitz.bounds.lipsdp import Reduced, reduce
 from lightning_lipschitz.bounds.proposal import Sharing
-from lightning_lipschitz.errors import ArgumentError, SolverError
+from lightning_lipschitz.errors import ArgumentError
 from lightning_lipschitz.network import Network
 
 _MOST_STEPS = 300
@@ -71,10 +71,7 @@ def solve(
 
 def _start(problem: Problem, reduced: Reduced, given: WarmStart | None) -> Tensor:
     start = None if given is None else warm(problem, reduced, given.path)
-    try:
-        return recursion(problem) if start is None else start
-    except torch.linalg.LinAlgError as error:
-        raise SolverError("no strictly feasible start was found; the weights may be beyond float64's range.") from error
+    return recursion(problem) if start is None else start
 
 
 @contextmanager

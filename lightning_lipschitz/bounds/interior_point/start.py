@@ -12,6 +12,7 @@ from lightning_lipschitz.bounds.interior_point.linear import cholesky
 from lightning_lipschitz.bounds.interior_point.problem import Problem
 from lightning_lipschitz.bounds.lipsdp import Reduced
 from lightning_lipschitz.certificate.proofs import Multipliers
+from lightning_lipschitz.errors import SolverError
 
 _MARGIN = 1.05
 
@@ -38,7 +39,10 @@ def recursion(problem: Problem) -> Tensor:
         c = torch.maximum(size, (size + both.norm() / reach.norm()) / 2)
         lam[units] = c / norms[units] ** 2
         block = 2 * c * torch.eye(len(own), dtype=torch.float64, device=problem.device) - own
-        half = torch.linalg.solve_triangular(torch.linalg.cholesky(block), both, upper=False)
+        factor = cholesky(block)
+        if factor is None:
+            raise SolverError("no strictly feasible multipliers were found; the weights may be beyond float64's range.")
+        half = torch.linalg.solve_triangular(factor, both, upper=False)
         straight = R[source, before].T @ centre
         R = R[before, before] + straight + (centre / scale).T @ both + 2 * c * reach.T @ reach + half.T @ half
     rho = _MARGIN * torch.linalg.eigvalsh(R)[-1]
