@@ -88,7 +88,7 @@ class Coefficients:
         matrix = _scale_rows(self.matrix, factors)
         if np.all(np.isin(np.abs(factors), (0.0, 1.0))) and relative == 0.0:
             return Coefficients(matrix, self.rounding)
-        made = (UNIT_ROUNDOFF + relative) * frobenius(matrix) + math.sqrt(math.prod(matrix.shape)) * _SMALLEST
+        made = (UNIT_ROUNDOFF + relative) * frobenius(matrix)  # underflow is below what `frobenius` adds
         carried = self.rounding * float(np.abs(factors).max(initial=0.0)) * (1.0 + relative)
         return Coefficients(matrix, (made + carried) * _ROUND_UP)
 

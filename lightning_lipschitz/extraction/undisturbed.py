@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+_CONTAINERS = (list, dict, set, OrderedDict, deque)
 _NOISY = (
     "torch.fx.experimental.symbolic_shapes",
     "torch.export",
@@ -33,11 +36,12 @@ def clean(path: str) -> str:
 
 @contextlib.contextmanager
 def undisturbed(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no autocast, no compilation and no logging, all of it put back at the end.
+    """Evaluation mode, no gradients, no autocast, no compilation, no logging; every attribute is put back at the end.
 
     Flags are set one module at a time: ``eval()`` and ``train()`` would overwrite a user's frozen submodules.
+    Attributes include what the forward itself keeps (counters, cached features) and what torch.export replaces by a
+    copy.
     """
-    flags = [(module, module.training) for module in model.modules()]
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -47,29 +51,36 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
         for device in {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}:
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for module in model.modules():
-            stack.enter_context(_silent(module))
-        try:
-            for module, _ in flags:
-                object.__setattr__(module, "training", False)
-            yield
-        finally:
-            for module, training in flags:
-                object.__setattr__(module, "training", training)
+        for module in list(model.modules()):
+            stack.enter_context(_remembered(module))
+            module.__dict__["training"] = False
+            if any(base.__name__ == "LightningModule" for base in type(module).__mro__):  # of either package
+                module.__dict__.update(log=_nothing, log_dict=_nothing)
+        yield
 
 
 @contextlib.contextmanager
-def _silent(module: torch.nn.Module) -> Iterator[None]:
-    """A LightningModule (of either package) whose ``self.log`` does nothing."""
-    names = ("log", "log_dict") if any(base.__name__ == "LightningModule" for base in type(module).__mro__) else ()
-    own = {name: module.__dict__[name] for name in names if name in module.__dict__}
-    module.__dict__.update(dict.fromkeys(names, _nothing))
+def _remembered(module: torch.nn.Module) -> Iterator[None]:
+    """Put back a module's attributes, and the contents of those that are plain containers."""
+    attributes = dict(module.__dict__)
+    contents = [(each, copy.copy(each)) for each in attributes.values() if type(each) in _CONTAINERS]
     try:
         yield
     finally:
-        for name in names:
+        for name in module.__dict__.keys() - attributes.keys():
             del module.__dict__[name]
-        module.__dict__.update(own)
+        module.__dict__.update(attributes)
+        for container, before in contents:
+            _put_back(container, before)
+
+
+def _put_back(container: Any, before: Any) -> None:
+    """The contents of a list, dictionary or set, without replacing the object that others may hold."""
+    now, then = ([*each, *(each.values() if isinstance(each, dict) else ())] for each in (container, before))
+    same = len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
+    if not same:
+        container.clear()
+        (container.extend if hasattr(container, "extend") else container.update)(before)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -45,7 +45,7 @@ def matrices(network):
 def state(model):
     return {
         "flags": [module.training for module in model.modules()],
-        "own": [sorted(module.__dict__) for module in model.modules()],
+        "own": [{name: id(value) for name, value in module.__dict__.items()} for module in model.modules()],
         "hooks": [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
         "tensors": {name: (id(t), t._version, t.clone()) for name, t in model.state_dict(keep_vars=True).items()},
         "gradients": {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()},
@@ -70,6 +70,7 @@ def assert_same(one, two):
 
 def test_the_model_is_left_as_it_was():
     model = Classifier().train()
+    model.log = own_log = lambda *args, **kwargs: None
     model.net[1].eval()
     model.net[0].bias.requires_grad_(False)
     with warnings.catch_warnings():
@@ -80,6 +81,7 @@ def test_the_model_is_left_as_it_was():
     extractor = Extractor(model, example)
     extractor.network()
     assert_same(before, state(model))
+    assert model.log is own_log
 
 
 def test_a_failure_leaves_the_model_as_it_was():
@@ -88,6 +90,28 @@ def test_a_failure_leaves_the_model_as_it_was():
     with pytest.raises(ExtractionError):
         Extractor(model, torch.zeros(2, 5))
     assert_same(before, state(model))
+
+
+def test_what_the_forward_keeps_is_put_back():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.calls, self.seen, self.last = nn.Linear(5, 4), 0, [], {"old": 1}
+
+        def forward(self, x):
+            y = self.layer(x).relu()
+            self.calls += 1
+            self.seen.append(y)
+            self.last.clear()
+            self.last["output"] = self.feature = y
+            return y * 2
+
+    model = Keeps()
+    seen, last = model.seen, model.last
+    before = state(model)
+    Extractor(model, torch.zeros(2, 5)).network()
+    assert_same(before, state(model))
+    assert (model.seen is seen, model.last is last, seen, last) == (True, True, [], {"old": 1})
 
 
 def test_buffers_that_the_forward_changes_are_put_back():

@@ -127,22 +127,41 @@ def test_a_composed_matrix_is_within_its_rounding(name):
 
 
 def test_batch_norm_is_within_its_rounding():
-    norm = randomized_norm(nn.BatchNorm1d, 4)
-    (term,) = extract(nn.Sequential(A, norm), torch.zeros(2, 5)).output.terms
-    stored, bound, weight = exact(term.matrix), Fraction(term.rounding), weights(A)
-    squared = Fraction(0)
-    for row in range(4):
-        variance = Fraction(norm.running_var[row].item()) + Fraction(norm.eps)
-        gain = Fraction(norm.weight[row].item()) * Fraction(1, _integer_sqrt(variance))
-        squared += sum((stored[row] - gain * weight[row]) ** 2)
-    assert 0 < bound < 1e-13
-    assert squared <= bound**2
+    norm = randomized_norm(nn.BatchNorm1d, 1)
+    extractor = Extractor(norm, torch.zeros(2, 1))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        norm.weight.data = torch.randn(1, generator=generator)
+        norm.running_var = torch.rand(1, generator=generator)
+        (term,) = extractor.extract().network.output.terms
+        variance = Fraction(norm.running_var.item()) + Fraction(norm.eps)
+        real = Fraction(norm.weight.item()) / _square_root(variance)
+        assert (
+            abs(Fraction(term.matrix.item()) - real)
+            <= Fraction(term.rounding)
+            <= 16 * 2.0**-53 * abs(term.matrix.item())
+        )
 
 
-def _integer_sqrt(value, digits=60):
+def _square_root(value, digits=60):
     """The square root, to 60 digits."""
     scale = 10**digits
     return Fraction(math.isqrt(value.numerator * scale**2 // value.denominator), scale)
+
+
+@settings(max_examples=50, deadline=None)
+@given(matrices(3, 2), matrices(3, 2), matrices(2, 3), st.integers(0, 2))
+def test_an_error_that_is_already_there_is_carried_along(stored, error, weight, picked):
+    """The stored matrix is off by a known error; every operation must still enclose what the true one would give."""
+    real = exact(stored) + exact(error)
+    known = Coefficients(stored, frobenius(error))
+    assert_within(known, real)
+    assert_within(known.premultiplied(weight), exact(weight) @ real)
+    assert_within(known.scaled(np.array([0.0, 3.0, -0.3])), real * exact(np.array([[0.0], [3.0], [-0.3]])))
+    assert_within(known.scaled(-np.ones(3)), -real)
+    assert_within(known.plus(known), real + real)
+    assert_within(known.rows(np.full(4, picked)), real[[picked] * 4])
+    assert_within(stacked([known, zeros(1, 2), known]), np.vstack([real, [[Fraction(0)] * 2], real]))
 
 
 def test_weights_that_are_only_read_are_exact():
