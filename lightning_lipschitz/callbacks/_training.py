@@ -192,6 +192,12 @@ class ConstrainedTraining(Callback):
         if self._fit is None and self.certificate is not None:
             checkpoint[self._report.prefix] = to_plain(self.certificate)
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Outside of ``fit``, what is written is what counts: ``WeightAveraging`` would go back to training weights."""
+        if trainer.state.fn != "fit" and "current_model_state" in checkpoint:
+            checkpoint["current_model_state"] = checkpoint["state_dict"]
+            pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
+
     def __getstate__(self) -> dict[str, Any]:
         """Without what points into the run."""
         state = self.__dict__ | {"_fit": None}
