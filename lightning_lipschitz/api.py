@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_lipschitz.bounds.lower import LowerBound, steepest_pair
 from lightning_lipschitz.bounds.search import certify_network
-from lightning_lipschitz.bounds.settings import Method, Settings, Solver
+from lightning_lipschitz.bounds.settings import MapLike, Method, Settings, Solver
 from lightning_lipschitz.certificate import Certificate, Status, prove
 from lightning_lipschitz.errors import ArgumentError, CertificateError, SolverError
 from lightning_lipschitz.extraction import Extractor
@@ -31,7 +31,7 @@ def certify(
     time_limit: float | None = None,
     device: str | torch.device = "auto",
     split_size: int | None = None,
-    workers: int = 1,
+    workers: int | MapLike = 1,
     warm_start: Certificate | None = None,
     throw: bool = True,
     slopes: tuple[float, float] = (0.0, 1.0),
@@ -58,7 +58,7 @@ def certify(
         time_limit: seconds; when they are over, the best bound so far is returned.
         device: where the native solver computes; "auto" takes a GPU where there is one and the problem is large.
         split_size: layers a sub-network, for very deep networks; by default no split.
-        workers: sub-networks solved at once.
+        workers: sub-networks solved at once, each in a process; or a map-like callable ``workers(function, items)``.
         warm_start: an earlier certificate of nearly the same network.
         throw: raise when the method fails (True) or return the best simpler bound with ``status`` FALLBACK (False).
         couplings: of "lipsdp-network": "all", "random:K" or "spaced:K".
@@ -197,8 +197,11 @@ def _check(**arguments: Any) -> None:
     if limit is not None and not (limit > 0 and math.isfinite(limit)):
         raise ArgumentError("time_limit", limit, "a number of seconds > 0, or None")
     for name in ("workers", "split_size"):
-        if arguments[name] is not None and (not isinstance(arguments[name], int) or arguments[name] < 1):
-            raise ArgumentError(name, arguments[name], "an integer >= 1")
+        value = arguments[name]
+        if value is None or (name == "workers" and callable(value)):
+            continue
+        if not isinstance(value, int) or value < 1:
+            raise ArgumentError(name, value, "an integer >= 1")
 
 
 __all__ = ["Model", "certify", "lower_bound", "read", "verify"]

@@ -12,7 +12,7 @@ from lightning_lipschitz.bounds.proposal import Proposal, Sharing
 from lightning_lipschitz.bounds.settings import Method, Settings, Solver
 from lightning_lipschitz.bounds.signing import Signed, sign
 from lightning_lipschitz.bounds.splitting import combine, every
-from lightning_lipschitz.bounds.workers import map_in_processes
+from lightning_lipschitz.bounds.workers import mapping
 from lightning_lipschitz.certificate import Certificate, Multipliers, Status, prove
 from lightning_lipschitz.certificate.pieces import pieces
 from lightning_lipschitz.errors import SolverError
@@ -133,10 +133,12 @@ def _split(network: Network, cuts: tuple[int, ...], settings: Settings, clock: C
     parts = pieces(network, cuts)
     if parts is None:
         raise SolverError(f"the network cannot be cut at {cuts}")
-    rounds = math.ceil(len(parts) / settings.workers)
+    rounds = math.ceil(len(parts) / settings.workers) if isinstance(settings.workers, int) else len(parts)
     limit = None if clock.left is None else max(clock.left / rounds, 1e-3)
-    inner = replace(settings, split_size=len(network.layers) + 1, workers=1, time_limit=limit, warm_start=None)
-    return combine(network, cuts, map_in_processes(partial(certify_network, settings=inner), parts, settings.workers))
+    whole = len(network.layers) + 1
+    inner = replace(settings, split_size=whole, workers=1, time_limit=limit, warm_start=None)
+    certified = mapping(settings.workers)(partial(certify_network, settings=inner), parts)
+    return combine(network, cuts, certified)
 
 
 def _not_a_bound(network: Network, settings: Settings, clock: Clock) -> Certificate:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Method = Literal["auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", "lipsdp-network"]
 Solver = Literal["auto", "native", "clarabel", "scs"]
+
+
+MapLike = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,6 @@ class Settings:
     time_limit: float | None = None
     device: str = "auto"
     split_size: int | None = None
-    workers: int = 1
+    workers: int | MapLike = 1
     warm_start: Any = None
     couplings: str = "all"

@@ -13,13 +13,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from lightning_lipschitz.bounds.settings import MapLike
 from lightning_lipschitz.errors import SolverError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def mapping(workers: int | MapLike) -> MapLike:
+    """``workers`` itself if it maps, else :func:`map_in_processes` with so many."""
+    return partial(map_in_processes, workers=workers) if isinstance(workers, int) else workers
 
 
 def map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> list[Result]:

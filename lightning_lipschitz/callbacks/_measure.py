@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lightning_lipschitz import api
-from lightning_lipschitz.bounds.search import Method, Solver
+from lightning_lipschitz.bounds.settings import MapLike, Method, Solver
 from lightning_lipschitz.certificate import Certificate, Status
 from lightning_lipschitz.network import Network
 
@@ -25,6 +25,7 @@ class Settings:
     rtol: float
     time_limit: float | None
     lower_bound: bool
+    workers: int | MapLike = 1
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ def _attempt(
             solver=settings.solver,
             rtol=settings.rtol,
             time_limit=settings.time_limit,
+            workers=settings.workers,
             warm_start=warm_start,
             throw=False,
         )

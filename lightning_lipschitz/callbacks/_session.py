@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -32,8 +33,8 @@ class Session:
     def __init__(self, trainer: Trainer, name: str, settings: Settings) -> None:
         refuse_sharded(trainer, "LipschitzCallback")
         self._name = name
-        self._settings = settings
         self._ranks = Ranks(trainer)
+        self._settings = replace(settings, workers=self._ranks.share)
         self._watched: Watched | None = None
         self._traced = False
         self._batches = 0

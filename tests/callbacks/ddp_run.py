@@ -4,21 +4,25 @@ Every rank writes what it saw to FOLDER/SCENARIO/rank<k>.json.
 """
 
 import json
+import os
 import sys
 import time
 import warnings
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_lipschitz import api
+from lightning_lipschitz.bounds import interior_point
 from lightning_lipschitz.callbacks import LipschitzCallback
-from tests.modules import Bypassed, Classifier, Noisy, Uncertifiable, loader
+from tests.modules import INPUTS, Bypassed, Classifier, Noisy, Uncertifiable, loader
 
 KEY = "lipschitz/upper_bound"
 REAL = api.certify
@@ -57,7 +61,35 @@ def raising(real):
     return certify
 
 
+def splitting(real):
+    def certify(*args, **options):
+        return real(*args, **{**options, "method": "lipsdp-neuron", "split_size": 2})
+
+    return certify
+
+
+def counting(folder):
+    """Write down the process of every solve."""
+    solve = interior_point.propose
+
+    def propose(*args, **options):
+        with (folder / "solves.txt").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return solve(*args, **options)
+
+    interior_point.propose = propose
+    return solve
+
+
+class Deep(Classifier):
+    def __init__(self):
+        super().__init__()
+        sizes = (INPUTS, 6, 6, 6, 3)
+        self.net = nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(sizes)))
+
+
 SCENARIOS = {
+    "shared": (Deep, {}, splitting, 60),
     "plain": (Classifier, {}, None, 60),
     "statistics": (Noisy, {"accumulate_grad_batches": 2, "val_check_interval": 0.5}, None, 60),
     "bypassed": (Bypassed, {}, None, 60),
@@ -74,6 +106,7 @@ def main(strategy, folder, scenario):
     api.certify = REAL if patch is None else patch(REAL)
     start_method = {"ddp": "popen", "ddp_fork": "fork", "ddp_spawn": "spawn"}[strategy]
     timeout = timedelta(seconds=timeout)
+    solve = counting(folder)
     callback = LipschitzCallback(method="closed-form")
     saver = ModelCheckpoint(dirpath=folder, monitor=KEY, save_top_k=-1, filename="{step}")
     trainer = Trainer(
@@ -91,6 +124,7 @@ def main(strategy, folder, scenario):
     trainer.fit(make(), DataLoader(data, 4), DataLoader(data, 4))
     if trainer.is_global_zero:
         (folder / "main.json").write_text(json.dumps(trainer.callback_metrics[KEY].item()))
+    interior_point.propose = solve
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from lightning_lipschitz import api
 from lightning_lipschitz.callbacks._stamp import from_plain
 from lightning_lipschitz.extraction import Extractor
+from tests.callbacks.ddp_run import Deep
 from tests.modules import INPUTS, Bypassed, Classifier, Noisy
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +34,8 @@ def ranks(folder):
 def forked(tmp_path_factory):
     """All scenarios in one go, the last of which has to fail."""
     folder = tmp_path_factory.mktemp("forked")
-    return folder, run("ddp_fork", folder, "plain", "statistics", "bypassed", "raising", "slow", "uncertifiable")
+    names = ("plain", "statistics", "bypassed", "raising", "slow", "shared", "uncertifiable")
+    return folder, run("ddp_fork", folder, *names)
 
 
 def check_files(folder, make):
@@ -68,6 +71,15 @@ def test_solve_that_takes_longer_than_the_process_group_waits(forked):
     assert first == second
     assert first["history"][0]["seconds"] > 3.0
     assert math.isfinite(first["logged"])
+
+
+def test_ranks_share_the_sub_networks(forked):
+    folder, done = forked
+    assert (folder / "shared" / "main.json").exists(), done.stderr
+    check_files(folder / "shared", Deep)
+    solves = Counter((folder / "shared" / "solves.txt").read_text().split())
+    measurements = len(ranks(folder / "shared")[0]["history"])
+    assert list(solves.values()) == [measurements, measurements]
 
 
 def check_refusal(done, folder):
