@@ -10,7 +10,8 @@ from weakref import WeakMethod, ref
 import torch
 
 from lightning_lipschitz._lightning import LightningModule
-from lightning_lipschitz.certificate import Certificate, Multipliers, Norms, Proof, Status
+from lightning_lipschitz.certificate import Certificate, Status
+from lightning_lipschitz.certificate.encoding import decode, encode
 
 Checkpoint = dict[str, Any]
 
@@ -18,15 +19,14 @@ _SCALARS = tuple(field.name for field in fields(Certificate) if field.name not i
 
 
 def to_plain(certificate: Certificate) -> dict[str, Any]:
-    """The certificate's scalars under their own names, ``status`` by name, and the proof as float64 tensors.
+    """The certificate's scalars under their own names, ``status`` by name; the proof as a description and tensors.
 
-    The proof is ``rho`` and ``multipliers``, one tensor a layer, or ``norms``, one tensor an affine map.
+    ``proof`` and ``arrays`` are those of :mod:`lightning_lipschitz.certificate.encoding`, as in certificate files.
     """
-    plain = {name: getattr(certificate, name) for name in _SCALARS} | {"status": certificate.status.name}
-    if isinstance(certificate.proof, Multipliers):
-        plain |= {"rho": certificate.proof.rho, "multipliers": _tensors(certificate.proof.values)}
-    elif isinstance(certificate.proof, Norms):
-        plain |= {"norms": _tensors(certificate.proof.values)}
+    plain = certificate.summary()
+    if certificate.proof is not None:
+        description, arrays = encode(certificate.proof)
+        plain |= {"proof": description, "arrays": [torch.tensor(array) for array in arrays]}
     return plain
 
 
@@ -34,22 +34,15 @@ def from_plain(plain: Mapping[str, Any]) -> Certificate:
     """The inverse of :func:`to_plain`. What it claims is not checked here.
 
     Example:
+        >>> from lightning_lipschitz.certificate import Norms
         >>> norms = Norms(((2.0,),))
         >>> mine = Certificate(2.0, True, Status.SOLVED, "norm-product", "", None, 0.0, 0.1, "digest", norms)
         >>> from_plain(to_plain(mine)).proof.values
         ((2.0,),)
     """
-    proof: Proof | None = None
-    if "multipliers" in plain:
-        proof = Multipliers(plain["rho"], tuple(values.numpy() for values in plain["multipliers"]))
-    elif "norms" in plain:
-        proof = Norms(tuple(tuple(values.tolist()) for values in plain["norms"]))
+    proof = decode(plain["proof"], [array.numpy() for array in plain["arrays"]]) if "proof" in plain else None
     scalars = {name: plain[name] for name in _SCALARS}
     return Certificate(**scalars, status=Status[plain["status"]], proof=proof)
-
-
-def _tensors(values: tuple[Any, ...]) -> list[torch.Tensor]:
-    return [torch.tensor(value, dtype=torch.float64) for value in values]
 
 
 class SaveGate:
