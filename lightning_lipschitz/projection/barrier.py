@@ -27,7 +27,7 @@ from lightning_lipschitz.certificate.verify import SIGNING_MARGIN
 from lightning_lipschitz.errors import ArgumentError
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.projection.certified_set import Slopes
-from lightning_lipschitz.projection.multipliers import solve_multipliers, squared, with_weights
+from lightning_lipschitz.projection.multipliers import narrowed, solve_multipliers, squared, with_weights
 from lightning_lipschitz.projection.nearest import nearest, scaled
 
 SMALLEST_STEP = 2.0**-30
@@ -146,8 +146,9 @@ def start_inside(
         found = move(weights, network, fraction * max_lipschitz)
         inside, moved = found.weights, found.distance
         solved = solve_multipliers(with_weights(network, inside), max_lipschitz)
-    values = [torch.as_tensor(value.copy(), device=inside[0].device).log() for value in solved.multipliers.values]
-    return Start(inside, values, moved)
+    values = narrowed(network, solved.multipliers).values
+    device = inside[0].device
+    return Start(inside, [torch.as_tensor(value.copy(), device=device).log() for value in values], moved)
 
 
 def multipliers(log_multipliers: Sequence[Tensor], max_lipschitz: float) -> Multipliers:
@@ -206,7 +207,7 @@ def _bypass(T: Tensor, lam: Tensor, product: Tensor) -> tuple[Tensor, list[Tenso
     positive ones."""
     factors: list[Tensor | None] = []
     for sign in (-1.0, 1.0):
-        square = (2.0 * lam * (sign * product).clamp(min=0)).sqrt()
+        square = lam.sqrt() * (2.0 * sign * product).clamp(min=0).sqrt()  # no gradient through a root of zero
         if not bool(square.any()):
             continue
         seen = square[:, None] * T

@@ -168,10 +168,11 @@ def slopes_of(network: Network) -> list[tuple[Array, Array]]:
 
 
 def _check(multipliers: Multipliers, slopes: Slopes) -> None:
-    for k, value in enumerate([[multipliers.rho], *multipliers.values]):
-        for number in value:
-            if not 0 < number < float("inf"):
-                raise ArgumentError(f"multipliers of layer {k}" if k else "rho", float(number), "positive and finite")
+    for k, value in enumerate([np.array([multipliers.rho]), *multipliers.values]):
+        bad = ~((value > 0) & (value < np.inf))
+        if bad.any():
+            name = f"multipliers of layer {k}" if k else "rho"
+            raise ArgumentError(name, float(value[bad][0]), "positive and finite")
     for k, (alpha, beta) in enumerate(slopes, start=1):
         if ((alpha > 0) | (beta < 0)).any():
             accepted = "an interval that contains 0 (the set of weights is not convex otherwise)"

@@ -19,17 +19,17 @@ from contextlib import suppress
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import minimize
 from torch import Tensor
 
 from lightning_lipschitz.certificate import Multipliers
-from lightning_lipschitz.network import Array
-from lightning_lipschitz.projection.certified_set import CertifiedSet, Projected, Slopes, State
+from lightning_lipschitz.network import Array, Network
+from lightning_lipschitz.projection.certified_set import CertifiedSet, Projected, State, slopes_of
 
 MEMORY = 20  # of L-BFGS
 ACCURACY = 0.5  # of the projections, relative to the decrease that is worth going on
 PATIENCE = 3  # projections that together have to bring that decrease
+ITERATIONS = 300  # of a projection; where that is not enough, the multipliers are poor ones
 RANGE = 40.0  # the search leaves no multiplier further than exp(+-40) from where it began
 
 
@@ -43,8 +43,7 @@ class Descent:
     Args:
         weights: W, shape (n_k, n_{k-1}) a layer.
         rho: the squared bound.
-        slopes: (alpha, beta) a layer, containing zero.
-        groups: for every layer, the number of each unit's multiplier, from 0.
+        network: the chain; its slopes, which contain zero, and its groups are used.
         state: of an earlier projection of similar weights.
         rtol: relative decrease of the distance that is worth three more projections.
         most: projections.
@@ -55,8 +54,7 @@ class Descent:
         self,
         weights: Sequence[Tensor],
         rho: float,
-        slopes: Slopes,
-        groups: Sequence[npt.NDArray[np.int64]],
+        network: Network,
         *,
         state: State | None = None,
         rtol: float = 1e-3,
@@ -64,9 +62,9 @@ class Descent:
         deadline: float = float("inf"),
     ) -> None:
         self._weights = [weight.detach().double() for weight in weights]
-        self._rho, self._slopes, self._state = rho, slopes, state
+        self._rho, self._slopes, self._state = rho, slopes_of(network), state
         self._rtol, self._most, self._deadline = rtol, most, deadline
-        self._groups = list(groups)
+        self._groups = [np.unique(np.asarray(layer.group), return_inverse=True)[1] for layer in network.layers]
         self._edges = np.cumsum([int(group.max()) + 1 for group in self._groups])[:-1]
         self._unit: float | None = None
         self._distances: list[float] = []  # the least so far, after every projection
@@ -92,7 +90,7 @@ class Descent:
         parts = np.split(np.exp(q), self._edges) if self._groups else []
         values = tuple(part[group] for part, group in zip(parts, self._groups, strict=True))
         ball = CertifiedSet(Multipliers(self._rho, values), self._slopes)
-        found = ball.project(self._weights, self._state, rtol=ACCURACY * self._rtol)
+        found = ball.project(self._weights, self._state, rtol=ACCURACY * self._rtol, max_iterations=ITERATIONS)
         if self.best is None or found.distance < self.best[0].distance:
             self.best, self._state = (found, ball), found.state
         self._distances.append(self.best[0].distance)

@@ -18,7 +18,7 @@ from lightning_lipschitz.errors import ArgumentError
 from lightning_lipschitz.network import Affine, Layer, Network, Term
 
 SMALLEST_BOUND, LARGEST_BOUND = 1e-140, 1e140  # the square must be a normal float64, with room for the multipliers
-SMALLEST_MULTIPLIER = 1e-12  # of the largest in the layer: units that nothing reads have multipliers near zero
+SMALLEST_MULTIPLIER = 1e-30  # of the largest in the layer; units that nothing reads may have none
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +103,12 @@ def widened(network: Network) -> Network:
         replace(layer, alpha=np.minimum(layer.alpha, 0.0), beta=np.maximum(layer.beta, 0.0)) for layer in network.layers
     ]
     return replace(network, layers=tuple(layers))
+
+
+def slopes_equal(a: Network, b: Network) -> bool:
+    """Whether two networks of the same layers have the same slope intervals."""
+    pairs = zip(a.layers, b.layers, strict=True)
+    return all(np.array_equal(x.alpha, y.alpha) and np.array_equal(x.beta, y.beta) for x, y in pairs)
 
 
 def narrowed(network: Network, multipliers: Multipliers) -> Multipliers:

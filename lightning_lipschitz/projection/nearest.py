@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
@@ -12,11 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_lipschitz.bounds.search import Settings, certify_network
 from lightning_lipschitz.certificate import Certificate, Multipliers, Status
 from lightning_lipschitz.network import Network
-from lightning_lipschitz.projection.certified_set import State, slopes_of
+from lightning_lipschitz.projection.certified_set import State
 from lightning_lipschitz.projection.descent import Descent
-from lightning_lipschitz.projection.multipliers import Solved, solve_multipliers, squared, widened, with_weights
+from lightning_lipschitz.projection.multipliers import (
+    Solved,
+    slopes_equal,
+    solve_multipliers,
+    squared,
+    widened,
+    with_weights,
+)
 from lightning_lipschitz.projection.rounding import Realise, Rounded, round_and_sign, rounding_to
 from lightning_lipschitz.projection.sharing import shrinkages
 
@@ -28,7 +36,8 @@ class Nearest:
     """Weights that can be stored, with their certificate.
 
     Attributes:
-        weights: in the dtype and on the device of those given.
+        weights: in the dtype and on the device of those given; what the parameters hold.
+        intended: float64; what to write into them, where they are not the weights themselves (weight norm).
         certificate: proves a bound of at most the one asked for, of the chain with exactly these weights.
         multipliers: of the widened network, at rho = bound squared; for :class:`CertifiedSet`, and to start from.
         state: for the next call on similar weights.
@@ -38,6 +47,7 @@ class Nearest:
     """
 
     weights: list[Tensor]
+    intended: list[Tensor]
     certificate: Certificate
     multipliers: Multipliers
     state: State | None
@@ -85,30 +95,20 @@ def nearest(
     """
     clock = time.perf_counter()
     given = [weight.detach().double() for weight in weights]
-    wide = widened(network)
+    realise, wide = realise or rounding_to(weights), widened(network)
     if start is None:
         solved = solve_multipliers(
             with_weights(wide, given), max_lipschitz, rtol=_RTOL_START, device=device, warm_start=warm_start
         )
         start, warm_start = _shared(solved, given, max_lipschitz), solved.warm_start
+    if untouched := _inside_unwidened(weights, network, wide, max_lipschitz):
+        return untouched
     deadline = clock + (time_limit if time_limit is not None else float("inf"))
-    descent = Descent(
-        given,
-        squared(max_lipschitz),
-        slopes_of(wide),
-        groups_of(wide),
-        state=state,
-        rtol=rtol,
-        most=max_rounds,
-        deadline=deadline,
-    )
+    descent = Descent(given, squared(max_lipschitz), wide, state=state, rtol=rtol, most=max_rounds, deadline=deadline)
     found, ball = descent.run(start)
-    rounded = round_and_sign(found.weights, network, ball.multipliers, realise or rounding_to(weights))
-    certificate = signed(rounded, time.perf_counter() - clock)
-    distance = _distance(rounded.weights, given)
-    return Nearest(
-        rounded.weights, certificate, ball.multipliers, found.state, warm_start, distance, descent.projections
-    )
+    rounded = round_and_sign(found.weights, network, ball.multipliers, realise)
+    answer = _answer(rounded, given, ball.multipliers, clock)
+    return replace(answer, state=found.state, warm_start=warm_start, rounds=descent.projections)
 
 
 def scaled(
@@ -119,14 +119,34 @@ def scaled(
 
     Arguments and errors as of :func:`nearest`. Weights that meet the bound already are not touched.
     """
-    start = time.perf_counter()
-    given = [weight.detach().double() for weight in weights]
-    solved = solve_multipliers(with_weights(widened(network), given), max_lipschitz)
+    clock = time.perf_counter()
+    given, wide = [weight.detach().double() for weight in weights], widened(network)
+    solved = solve_multipliers(with_weights(wide, given), max_lipschitz)
+    if untouched := _inside_unwidened(weights, network, wide, max_lipschitz):
+        return untouched
     moved = [min(solved.scale, 1.0) * weight for weight in given]
     rounded = round_and_sign(moved, network, solved.multipliers, realise or rounding_to(weights))
-    certificate = signed(rounded, time.perf_counter() - start)
-    distance = _distance(rounded.weights, given)
-    return Nearest(rounded.weights, certificate, solved.multipliers, None, solved.warm_start, distance, 0)
+    return replace(_answer(rounded, given, solved.multipliers, clock), warm_start=solved.warm_start)
+
+
+def _answer(rounded: Rounded, given: Sequence[Tensor], multipliers: Multipliers, clock: float) -> Nearest:
+    distance = sqrt(sum(float((x.double() - y).square().sum()) for x, y in zip(rounded.weights, given, strict=True)))
+    certificate = signed(rounded, time.perf_counter() - clock)
+    return Nearest(rounded.weights, rounded.intended, certificate, multipliers, None, None, distance, 0)
+
+
+def _inside_unwidened(
+    weights: Sequence[Tensor], network: Network, wide: Network, max_lipschitz: float
+) -> Nearest | None:
+    """The weights as they are, where slopes were widened and the bound with the true ones is low enough."""
+    if slopes_equal(network, wide):
+        return None
+    certificate = certify_network(with_weights(network, weights), Settings())
+    if certificate.upper_bound > max_lipschitz:
+        return None
+    solved = solve_multipliers(with_weights(wide, weights), max_lipschitz)
+    doubles = [weight.detach().double() for weight in weights]
+    return Nearest(list(weights), doubles, certificate, solved.multipliers, None, solved.warm_start, 0.0, 0)
 
 
 def signed(rounded: Rounded, seconds: float) -> Certificate:
@@ -145,11 +165,6 @@ def signed(rounded: Rounded, seconds: float) -> Certificate:
     )
 
 
-def groups_of(network: Network) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
-    """For every layer, the number of each unit's multiplier, from 0."""
-    return [np.unique(np.asarray(layer.group), return_inverse=True)[1] for layer in network.layers]
-
-
 def _shared(solved: Solved, weights: Sequence[Tensor], max_lipschitz: float) -> Multipliers:
     """The multipliers carried from all layers scaled alike to each scaled by its own factor."""
     reduction = min(max_lipschitz / solved.bound, 1.0) if solved.bound > 0 else 1.0
@@ -160,7 +175,3 @@ def _shared(solved: Solved, weights: Sequence[Tensor], max_lipschitz: float) -> 
     behind = np.cumprod(ratios[:0:-1])[::-1]
     values = [value * ratio**2 for value, ratio in zip(solved.multipliers.values, behind, strict=True)]
     return Multipliers(solved.multipliers.rho, tuple(values))
-
-
-def _distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    return sqrt(sum(float((x.double() - y).square().sum()) for x, y in zip(a, b, strict=True)))

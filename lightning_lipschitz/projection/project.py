@@ -84,7 +84,7 @@ def project(
         warm_start=inside.state,
         realise=weights.realise,
     )
-    weights.write(found.weights)
+    weights.write(found.intended)
     return replace(found.certificate, seconds=time.perf_counter() - start)
 
 

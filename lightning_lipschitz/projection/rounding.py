@@ -26,17 +26,17 @@ class Rounded:
 
     Attributes:
         weights: in the parameters' own dtype.
+        intended: float64; written into the parameters, they become ``weights``.
         network: the chain with exactly these weights.
         proof: multipliers of ``network``, accepted by the kernel.
         bound: what they prove; not above the root of rho, rounded up.
-        shrinkage: all weights were multiplied by one minus this.
     """
 
     weights: list[Tensor]
+    intended: list[Tensor]
     network: Network
     proof: Multipliers
     bound: float
-    shrinkage: float
 
 
 def round_and_sign(weights: Sequence[Tensor], network: Network, multipliers: Multipliers, realise: Realise) -> Rounded:
@@ -57,11 +57,11 @@ def round_and_sign(weights: Sequence[Tensor], network: Network, multipliers: Mul
     """
     ball, proof = CertifiedSet.of(widened(network), multipliers), narrowed(network, multipliers)
     for margin in MARGINS:
-        stored, shrinkage = _leave_room(weights, ball, realise, margin)
+        stored, intended = _leave_room(weights, ball, realise, margin)
         candidate = with_weights(network, stored)
         bound = prove(candidate, proof, SIGNING_MARGIN)
         if bound is not None:
-            return Rounded(stored, candidate, proof, bound, shrinkage)
+            return Rounded(stored, intended, candidate, proof, bound)
     raise SolverError(
         "the projected weights could not be certified; the multipliers may span more than float64 can hold."
     )
@@ -75,14 +75,14 @@ def rounding_to(weights: Sequence[Tensor]) -> Realise:
 
 def _leave_room(
     weights: Sequence[Tensor], ball: CertifiedSet, realise: Realise, margin: float
-) -> tuple[list[Tensor], float]:
-    """What is stored, with ``||G||_2 <= 1 - margin`` after its rounding."""
-    factor, target = 1.0, 1.0 - margin
-    stored = realise(list(weights))
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What is stored, with ``||G||_2 <= 1 - margin`` after its rounding, and what to write for it."""
+    intended, target = list(weights), 1.0 - margin
+    stored = realise(intended)
     for _ in range(_ATTEMPTS):
         norm = ball.norm(stored)
         if norm <= target:
             break
-        factor *= (1.0 - margin / 8) * target / norm
-        stored = realise([factor * weight for weight in weights])
-    return stored, 1.0 - factor
+        intended = [(1.0 - margin / 8) * target / norm * weight for weight in intended]
+        stored = realise(intended)
+    return stored, intended

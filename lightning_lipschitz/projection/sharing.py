@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 _BISECTIONS = 100
+_LOWEST, _MARGIN = -640.0, 60.0  # of log mu, inside the range of float64
 
 
 def shrinkages(norms: Sequence[float], reduction: float) -> list[float]:
@@ -22,19 +23,26 @@ def shrinkages(norms: Sequence[float], reduction: float) -> list[float]:
         >>> [round(t, 4) for t in shrinkages([10.0, 1.0], 0.1)]  # the small layer gives way
         [0.9991, 0.1001]
     """
-    candidates = [_solve(norms, reduction, low) for low in (None, *range(len(norms)))]
+    least = min(norms)
+    relative = [norm / least for norm in norms]
+    candidates = [_solve(relative, math.log(reduction), low) for low in (None, *range(len(norms)))]
     even = [reduction ** (1.0 / len(norms))] * len(norms)
-    return min([even, *(c for c in candidates if c)], key=lambda t: _cost(norms, t))
+    return min([even, *(c for c in candidates if c)], key=lambda t: _cost(relative, t))
 
 
 def _cost(norms: Sequence[float], factors: Sequence[float]) -> float:
     return sum(((1.0 - t) * norm) ** 2 for t, norm in zip(factors, norms, strict=True))
 
 
-def _solve(norms: Sequence[float], reduction: float, low: int | None) -> list[float] | None:
-    """The stationary point with layer ``low`` on its lower root, by bisection on log mu; None where there is none."""
-    target, top = math.log(reduction), math.log(min(norms) ** 2 / 4.0)
-    a, b = top - 300.0 + 2.0 * min(target, 0.0), top
+def _solve(norms: Sequence[float], target: float, low: int | None) -> list[float] | None:
+    """The stationary point with layer ``low`` on its lower root, by bisection on log mu; None where there is none.
+
+    Args:
+        norms: relative to the least of them.
+        target: log of the reduction.
+        low: a layer, or None.
+    """
+    a, b = max(target, _LOWEST) - _MARGIN, -math.log(4.0)
 
     def excess(t: float) -> float:
         return sum(map(math.log, _factors(norms, math.exp(t), low))) - target
@@ -44,7 +52,10 @@ def _solve(norms: Sequence[float], reduction: float, low: int | None) -> list[fl
     for _ in range(_BISECTIONS):
         middle = 0.5 * (a + b)
         a, b = (middle, b) if excess(a) * excess(middle) > 0 else (a, middle)
-    return _factors(norms, math.exp(a), low)
+    factors = _factors(norms, math.exp(a), low)
+    last = low or 0
+    factors[last] *= math.exp(target - sum(map(math.log, factors)))
+    return factors
 
 
 def _factors(norms: Sequence[float], mu: float, low: int | None) -> list[float]:

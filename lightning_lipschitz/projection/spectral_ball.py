@@ -70,8 +70,10 @@ def nearest_point(
         return Found(v, torch.zeros_like(image), 0.0, 0, 0.0, True)
     if not penalty:
         penalty = float(v.square().sum() / image.square().sum())
+    warm = dual is not None
     U = torch.zeros_like(image) if dual is None else dual / penalty
-    Z = image / norm
+    # at an optimal dual the primal is v - G*(Y): from there the first iteration does not leave it
+    Z = geometry.matrix(v - geometry.adjoint(dual)) if dual is not None else image / norm
     best = Found(v / norm, torch.zeros_like(image), penalty, 0, float("inf"), False)
     for iteration in range(1, max_iterations + 1):
         w = (v + penalty * geometry.adjoint(Z - U)) / (1.0 + penalty * geometry.curvature)
@@ -79,7 +81,7 @@ def nearest_point(
         A = torch.lerp(Z, G, OVER_RELAXATION) + U
         U, nuclear = excess(A)
         Z = A - U
-        if iteration % CHECK_EVERY and iteration < max_iterations:
+        if iteration % CHECK_EVERY and iteration < max_iterations and not (warm and iteration == 1):
             continue
         pull = penalty * geometry.adjoint(U)
         best = _better(best, _measure(geometry, v, pull, penalty * nuclear, penalty * U, penalty, iteration, rtol))

@@ -48,9 +48,10 @@ class _WeightNorm:
         return torch._weight_norm(tensors[self.direction], tensors[self.magnitude], self.dim)
 
     def encode(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Slices of zeros keep their direction: zero has none."""
+        """Directions of length one; slices of zeros, which have none, keep theirs."""
         norm = torch.norm_except_dim(weight, 2, self.dim)
-        direction = torch.where(norm > 0, weight, tensors[self.direction].to(weight))
+        unit = weight / torch.where(norm > 0, norm, 1.0)
+        direction = torch.where(norm > 0, unit, tensors[self.direction].to(weight))
         return {
             self.magnitude: norm.to(tensors[self.magnitude]),
             self.direction: direction.to(tensors[self.direction]),
@@ -123,7 +124,7 @@ class LinearWeights:
         return new
 
     def realise(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """What :meth:`read` would give after :meth:`write`. On the CPU, as the extractor computes it."""
+        """What :meth:`read` gives after :meth:`write` of the same weights. On the CPU, as the extractor computes it."""
         own = {name: tensor.detach().cpu() for name, tensor in self._tensors().items()}
         stored = own | self.encode([weight.detach().cpu() for weight in weights], own)
         return [code.decode(stored).to(weight.device) for code, weight in zip(self._codes, weights, strict=True)]

@@ -1,0 +1,222 @@
+"""project: which models can be written, and what is left of them."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import lightning_lipschitz as ll
+from lightning_lipschitz.errors import ArgumentError, NonFiniteError, ProjectionError
+from lightning_lipschitz.projection import LinearWeights, project
+
+X = torch.zeros(2, 6)
+
+
+def old_weight_norm(module: nn.Module) -> nn.Module:
+    with pytest.warns(FutureWarning):
+        return nn.utils.weight_norm(module)
+
+
+class Nested(nn.Module):
+    """Layers out of order, a functional activation, a reshaped input."""
+
+    example_input_array = torch.zeros(2, 2, 3)
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.first = nn.Linear(5, 2), nn.Linear(6, 5, bias=False)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x.flatten(1))))
+
+
+MODELS = {
+    "plain": lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, 3)),
+    "dropout, flatten, identity": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(6, 8), nn.Dropout(), nn.ReLU(), nn.Identity(), nn.Linear(8, 3)
+    ),
+    "one layer": lambda: nn.Linear(6, 3),
+    "leaky": lambda: nn.Sequential(nn.Linear(6, 8), nn.LeakyReLU(0.1), nn.Linear(8, 3)),
+    "gelu": lambda: nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)),
+    "weight norm": lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3)),
+    "weight norm of columns": lambda: nn.Sequential(
+        nn.Linear(6, 8), nn.ReLU(), parametrizations.weight_norm(nn.Linear(8, 3), dim=1)
+    ),
+    "weight norm of all": lambda: nn.Sequential(
+        nn.Linear(6, 8), nn.ReLU(), parametrizations.weight_norm(nn.Linear(8, 3), dim=None)
+    ),
+    "old weight norm": lambda: nn.Sequential(old_weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3)),
+    "nested": Nested,
+    "frozen": lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).requires_grad_(False),
+    "double": lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double(),
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    torch.manual_seed(0)
+    return MODELS[request.param]()
+
+
+def inputs(model):
+    return getattr(model, "example_input_array", X).to(next(model.parameters()))
+
+
+def test_the_model_meets_the_bound_and_keeps_everything_else(model):
+    bound = ll.certify(model, inputs(model)).upper_bound
+    before, training = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    certificate = project(model, bound / 2, inputs(model))
+    assert certificate.upper_bound <= bound / 2
+    assert ll.verify(certificate, model, inputs(model)) == certificate.upper_bound
+    assert [m.training for m in model.modules()] == training
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items() if "bias" in name)
+    assert all(value.isfinite().all() for value in after.values())
+
+
+def test_a_model_that_meets_the_bound_is_not_touched(model):
+    bound = ll.certify(model, inputs(model)).upper_bound
+    before = copy.deepcopy(model.state_dict())
+    assert project(model, 1.001 * bound, inputs(model)).upper_bound <= bound * (1 + 1e-6)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["plain", "weight norm", "one layer"])
+def test_a_tiny_bound_leaves_finite_parameters(name):
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    for bound in (1e-20, 1e-100):
+        assert project(model, bound, X).upper_bound <= bound
+        assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_the_example_input_of_the_module_is_used():
+    assert project(Nested(), 0.1).upper_bound <= 0.1
+
+
+def test_weights_written_are_weights_read(model):
+    weights = LinearWeights(model, inputs(model))
+    new = [0.5 * w.double() for w in weights.read()]
+    promised, encoded = weights.realise(new), weights.encode(new)
+    weights.write(new)
+    assert all(torch.equal(a, b) for a, b in zip(promised, weights.read(), strict=True))
+    state = model.state_dict()
+    assert set(encoded) == set(weights.parameter_names) <= set(state)
+    assert all(torch.equal(state[name], value) for name, value in encoded.items())
+    assert all(torch.equal(a, b) for a, b in zip(weights.read(state), promised, strict=True))
+    assert all(torch.allclose(a.double(), b, rtol=1e-6) for a, b in zip(promised, new, strict=True))
+
+
+def test_the_matrices_are_functions_of_the_parameters():
+    model = MODELS["weight norm"]()
+    sum(w.sum() for w in LinearWeights(model, X).differentiable()).backward()
+    assert model[0].parametrizations.weight.original0.grad is not None
+    assert model[2].weight.grad is not None
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.layer(torch.relu(self.layer(x)))
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.out = nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.out(x + torch.relu(self.layer(x)))
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 6))
+
+    def forward(self, x):
+        return x @ self.weight.T
+
+
+def partly_frozen() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    model[2].weight.requires_grad_(False)
+    return model
+
+
+def tied_parameters() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    model[2].weight = model[0].weight
+    return model
+
+
+def old_spectral_norm() -> nn.Module:
+    return nn.Sequential(nn.utils.spectral_norm(nn.Linear(6, 6)), nn.ReLU(), nn.Linear(6, 2))
+
+
+REFUSED = {
+    "spectral norm": (
+        lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 6)), nn.ReLU(), nn.Linear(6, 2)),
+        "`0`.*_SpectralNorm",
+    ),
+    "old spectral norm": (old_spectral_norm, "`0`.*spectral_norm"),
+    "orthogonal": (
+        lambda: nn.Sequential(nn.Linear(6, 6), nn.ReLU(), parametrizations.orthogonal(nn.Linear(6, 6))),
+        "`2`.*_Orthogonal",
+    ),
+    "batch norm": (
+        lambda: nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)),
+        r"`1` \(BatchNorm1d\).*not supported yet",
+    ),
+    "convolution": (
+        lambda: nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)),
+        r"`1` \(Conv1d\).*not supported yet",
+    ),
+    "used twice": (Tied, "`layer`.*more than once"),
+    "tied": (tied_parameters, "more than once"),
+    "skip connection": (Residual, "Residual.*not supported yet"),
+    "no linear layer": (Functional, "Functional.*not supported yet"),
+    "partly frozen": (partly_frozen, "`2`.*frozen"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_written_is_refused_by_name(name):
+    make, message = REFUSED[name]
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ProjectionError, match=message):
+        project(model, 1e-3, X)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"max_lipschitz": 0.0}, "max_lipschitz"),
+        ({"max_lipschitz": -1.0}, "max_lipschitz"),
+        ({"max_lipschitz": math.nan}, "max_lipschitz"),
+        ({"max_lipschitz": 1.0, "rtol": 0.0}, "rtol"),
+        ({"max_lipschitz": 1.0, "max_rounds": 0}, "max_rounds"),
+        ({"max_lipschitz": 1.0, "time_limit": -1.0}, "time_limit"),
+    ],
+)
+def test_unusable_arguments_are_named(arguments, name):
+    with pytest.raises(ArgumentError, match=name):
+        project(nn.Linear(6, 2), example_input=X, **arguments)
+
+
+def test_weights_that_are_not_finite_are_refused():
+    model = nn.Linear(6, 2)
+    with torch.no_grad():
+        model.weight[0, 0] = math.nan
+    with pytest.raises(NonFiniteError, match="weight"):
+        project(model, 1.0, X)
