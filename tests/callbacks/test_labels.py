@@ -239,3 +239,12 @@ def test_a_file_with_other_weights_is_not_stamped(order, weights_only, fit, tmp_
     assert len(files) == 2
     assert not any("lipschitz" in torch.load(path, weights_only=True) for path in files)
     assert "on_save_checkpoint" not in module.__dict__
+
+
+def test_the_file_that_is_saved_when_training_ends(fit, tmp_path):
+    """Its weights were due for no measurement; it is stamped with their bound all the same."""
+    saver = ModelCheckpoint(dirpath=tmp_path, save_last=True, every_n_epochs=9)
+    fit(Classifier(), LipschitzCallback(4, method="closed-form", lower_bound=False), saver)
+    network, checkpoint = read(tmp_path / "last.ckpt")
+    assert checkpoint["lipschitz"]["global_step"] == checkpoint["global_step"] == 8
+    assert api.verify(from_plain(checkpoint["lipschitz"]), network)
