@@ -5,13 +5,25 @@ from typing import TYPE_CHECKING, Any
 from lightning_lipschitz.api import certify, lower_bound, verify
 from lightning_lipschitz.bounds.lower import LowerBound
 from lightning_lipschitz.certificate import Certificate, Status
+from lightning_lipschitz.projection import project
 
 if TYPE_CHECKING:
-    from lightning_lipschitz.callbacks import LipschitzCallback
+    from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, LipschitzCallback
 
 __version__ = "0.1.0"
 
-__all__ = ["Certificate", "LipschitzCallback", "LowerBound", "Status", "certify", "lower_bound", "verify"]
+__all__ = [
+    "Certificate",
+    "LipschitzADMM",
+    "LipschitzBarrier",
+    "LipschitzCallback",
+    "LowerBound",
+    "Status",
+    "certify",
+    "lower_bound",
+    "project",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

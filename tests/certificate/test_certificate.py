@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.helpers import TWO_BY_TWO
 
 from lightning_lipschitz import Certificate, Status, certify, verify
 from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.errors import CertificateError
+from tests.helpers import TWO_BY_TWO
 
 
 @pytest.mark.parametrize("method", ["norm-product", "closed-form", "lipsdp-neuron"])
