@@ -83,13 +83,17 @@ class Geometry:
         for gain, index in reversed(
             self.copies
         ):  # a layer without quadratic part writes zeros there, then its own entries
-            out[index] = gain * vector
+            out.scatter_(0, index, gain * vector)
         return out.view(self.size)
 
     def adjoint(self, matrix: Tensor) -> Tensor:
         """The vector w' with <w', w> = <matrix, G(w)> for all w."""
         flat = matrix.reshape(-1)
-        return sum((gain * flat[index] for gain, index in self.copies), start=torch.zeros_like(self.curvature))
+        (gain, index), *others = self.copies
+        total = gain * flat.index_select(0, index)
+        for gain, index in others:
+            total.addcmul_(gain, flat.index_select(0, index))
+        return total
 
 
 def _offsets(sizes: Sequence[int], bypass: Sequence[bool]) -> tuple[list[int], tuple[int, int]]:

@@ -55,7 +55,7 @@ def regularized(
         weight: mu > 0, objective per squared bound.
         penalty: r > 0.
         state: of an earlier projection.
-        rtol: of rho.
+        rtol: of rho; the squared distances are found to a hundredth of it, since slopes are only as good as their root.
 
     Raises:
         ArgumentError, ShapeError.
@@ -90,7 +90,7 @@ class _Search:
         """The derivative at t, divided by the positive ``ratio e^t``."""
         rho = exp(t)
         here = self._set.with_rho(rho)
-        found = here.project(self._weights, self._state, rtol=self._rtol / 10)
+        found = here.project(self._weights, self._state, rtol=self._rtol / 100)
         self.projections += 1
         value = self._ratio * rho + 0.5 * found.distance**2
         if value < self._least:
