@@ -14,13 +14,13 @@ from lightning_lipschitz.callbacks._training import ConstrainedTraining, Fit, gr
 from lightning_lipschitz.projection.barrier import Start, start_inside
 from lightning_lipschitz.projection.multipliers import widened
 
-_MANY = 0.2  # share of rejected steps at which the end of training is worth a warning
+_MANY, _FEW = 0.2, 20  # rejected steps, as a share and as a number, beyond which the end of training warns
 
 
 class LipschitzBarrier(ConstrainedTraining):
     r"""Train strictly inside the weights that are certified for ``max_lipschitz``: the bound holds after every step.
 
-    Your optimizer minimises :math:`\mathrm{loss} - \mu \log\det M(L^2, \lambda; W)`, M the matrix of
+    Your optimizer minimises :math:`\mathrm{loss} - \mu \log\det M(L^2, \lambda; W)`, M being the matrix of
     :mod:`lightning_lipschitz.certificate.lmi`, which is positive definite exactly where :math:`\lambda` proves the
     bound L (Pauli, Funcke, Gramlich, Msalmi, Allgöwer, "Neural network training under semidefinite constraints", CDC
     2022). The multipliers :math:`\lambda` are trained along, by Newton steps. An optimizer step that would leave the
@@ -108,7 +108,7 @@ class LipschitzBarrier(ConstrainedTraining):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_end(trainer, pl_module)
         path = self._path
-        if path is not None and path.all_shortened > _MANY * path.all_steps:
+        if path is not None and path.all_shortened > max(_FEW, _MANY * path.all_steps):
             self._warn(
                 "rejected",
                 f"{path.all_shortened} of {path.all_steps} optimizer steps would have broken"

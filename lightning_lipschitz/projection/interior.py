@@ -1,13 +1,16 @@
 r"""Training inside the certified set: the log-determinant barrier's gradient, multipliers, steps that stay inside.
 
-With ``b(W, lambda) = log det M(L^2, lambda; W)``, training minimises ``loss(W) - mu b(W, lambda)`` over the weights, by
-whatever optimizer, while lambda maximises b (Pauli, Funcke, Gramlich, Msalmi, Allgöwer, "Neural network training under
-semidefinite constraints", CDC 2022, where one optimizer moves both). A step that leaves the set is halved until it does
+With ``b(W, lambda) = log det M(L^2, lambda; W) - sum_i log lambda_i``, training minimises ``loss(W) - mu b(W, lambda)``
+over the weights, by whatever optimizer, while lambda maximises b (after Pauli, Funcke, Gramlich, Msalmi, Allgöwer,
+"Neural network training under semidefinite constraints", CDC 2022). A step that leaves the set is halved until it does
 not. What differs from there:
 
-1. b is concave in lambda, so Newton steps do in one what gradient steps do in hundreds. Their damping, ``1 / (1 +
-   decrement)``, keeps them strictly inside (Nesterov, "Lectures on convex optimization", 2018, section 5.2).
-2. Gradients in the weights come from the block recursion of :mod:`lightning_lipschitz.projection.barrier`, run
+1. The sum over log lambda: b is then the log-determinant of M scaled to the diagonal of ``W = 0``, and bounded above.
+   Without it, a unit whose weights are near zero gains without limit as they vanish and its lambda grows.
+2. One optimizer moves both there. Newton steps do for lambda in one what gradient steps do in hundreds: log det M is
+   concave, minus its Hessian bounds that of b, and the damping ``1 / (1 + decrement)`` keeps a step strictly inside
+   (Nesterov, "Lectures on convex optimization", 2018, section 5.2).
+3. Gradients in the weights come from the block recursion of :mod:`lightning_lipschitz.projection.barrier`, run
    backwards by hand: three products a layer. Slopes with alpha * beta < 0 take automatic differentiation.
 """
 
@@ -78,7 +81,7 @@ class Interior:
 
     @torch.no_grad()
     def centre(self, weights: Sequence[Tensor]) -> None:
-        """One damped Newton step of the multipliers towards the largest determinant."""
+        """One damped Newton step of the multipliers up b."""
         if self.multipliers:
             flat = torch.cat(self.multipliers)
             moved = _newton(weights, flat, self._bound**2, self._slopes)
@@ -157,10 +160,10 @@ class _Recursion:
 def _newton(
     weights: Sequence[Tensor], lam: Tensor, rho: float, slopes: Sequence[tuple[Tensor, Tensor]]
 ) -> Tensor | None:
-    """lambda after a damped Newton step on log det M; None where that cannot be computed.
+    """lambda after a damped step up b, by the Hessian of log det M; None where that cannot be computed.
 
     M is affine in lambda: ``M = M_0 + sum_i lambda_i (s_i t_i' + t_i s_i')``, ``s_i = e_i - alpha_i a_i`` and ``t_i =
-    e_i - beta_i a_i``, a_i the row of y_i. With X the inverse of M, the derivative is ``2 s_i' X t_i`` and minus the
+    e_i - beta_i a_i``, a_i the row of y_i. With X the inverse of M, its derivative is ``2 s_i' X t_i`` and minus its
     Hessian ``2 (s_i' X s_j)(t_i' X t_j) + 2 (s_i' X t_j)(t_i' X s_j)``.
     """
     A, C, inputs = _dense(weights)
@@ -176,7 +179,7 @@ def _newton(
         return None
     XS, XT = torch.cholesky_solve(torch.cat([S, T], dim=1), factor).tensor_split(2, dim=1)
     P = S.T @ XT
-    gradient, hessian = 2.0 * P.diagonal(), 2.0 * ((S.T @ XS) * (T.T @ XT) + P * P.T)
+    gradient, hessian = 2.0 * P.diagonal() - 1.0 / lam, 2.0 * ((S.T @ XS) * (T.T @ XT) + P * P.T)
     direction, info = torch.linalg.solve_ex(hessian, gradient)
     decrement = gradient @ direction
     moved = lam + direction / (1.0 + decrement.clamp(min=0).sqrt())

@@ -206,7 +206,8 @@ def test_resume_is_exact(order, method, fit, tmp_path):
         torch.manual_seed(5)
         module, callback = Classifier(), method()
         saver = ModelCheckpoint(dirpath=tmp_path / folder, filename="{epoch}")
-        fit(module, *(AVERAGES[order](callback) if order else [callback]), saver, max_epochs=epochs, ckpt_path=ckpt_path)
+        callbacks = AVERAGES[order](callback) if order else [callback]
+        fit(module, *callbacks, saver, max_epochs=epochs, ckpt_path=ckpt_path)
         return torch.load(saver.best_model_path, weights_only=True), callback
 
     whole, one = go("whole", 4)
@@ -317,8 +318,8 @@ def test_nothing_is_written_of_weights_that_are_nan(trainer, tmp_path):
 def test_two_submodules(fit, tmp_path):
     torch.manual_seed(1)
     module = Pair()
-    callbacks = [LipschitzADMM(0.5, module="encoder", every_n_steps=3), LipschitzADMM(0.4, module="net", every_n_steps=3)]
-    mine = fit(module, *callbacks, ModelCheckpoint(dirpath=tmp_path, filename="one"))
+    both = [LipschitzADMM(bound, module=name, every_n_steps=3) for name, bound in (("encoder", 0.5), ("net", 0.4))]
+    mine = fit(module, *both, ModelCheckpoint(dirpath=tmp_path, filename="one"))
     assert {"admm/upper_bound", "admm/net/upper_bound"} <= mine.callback_metrics.keys()
     file = torch.load(tmp_path / "one.ckpt", weights_only=True)
     for name, key in (("encoder", "admm"), ("net", "admm/net")):
@@ -330,7 +331,8 @@ def test_beside_the_monitor(fit, tmp_path):
     """A stamp of the monitor is of the weights in the file, or is not there."""
     torch.manual_seed(1)
     for k, callbacks in enumerate([(admm(), LipschitzCallback()), (LipschitzCallback(), admm())]):
-        fit(Classifier(), *callbacks, ModelCheckpoint(dirpath=tmp_path / str(k), filename="{step}", every_n_train_steps=2))
+        saver = ModelCheckpoint(dirpath=tmp_path / str(k), filename="{step}", every_n_train_steps=2)
+        fit(Classifier(), *callbacks, saver)
     bad, count = bad_files(tmp_path)
     assert (bad, count) == ([], 2)
     for path in tmp_path.rglob("*.ckpt"):
