@@ -158,9 +158,6 @@ class LinearWeights:
         )
         raise ProjectionError(path, name, "it is not supported yet.", _NOT_YET)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return dict(self.__dict__)
-
 
 def _visited(model: nn.Module, example_input: Any) -> list[tuple[str, nn.Module]]:
     """Linear layers and modules without children, in the order in which they are called."""
