@@ -66,4 +66,4 @@ def test_random_networks(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(40))
 def test_trained_networks(seed):
-    assert_same_optimum(trained_network(seed, (60, 40) if seed % 20 == 0 else (24, 12)))
+    assert_same_optimum(trained_network(seed, (32, 16) if seed % 20 == 0 else (24, 12)))
