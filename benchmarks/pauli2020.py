@@ -43,7 +43,7 @@ class Case:
     epochs: int
     activation: type[nn.Module] = nn.ReLU
     batch_size: int = 100
-    rate: float = 3e-3
+    rate: float = 1e-2  # as in the 2021 paper
     sgd: bool = False
     weight: float = 1e-3  # of L squared, in ADMM's regularize mode
 
