@@ -40,6 +40,10 @@ class Path:
     def entered(self) -> bool:
         return self._interior is not None
 
+    def inside(self) -> bool:
+        """Whether the weights are where a step may start: they were moved there, and nothing has moved them since."""
+        return self._interior is not None and self._interior.contains(self._weights.matrices())
+
     @property
     def interior(self) -> Interior:
         if self._interior is None:
@@ -70,6 +74,7 @@ class Path:
 
     def watch(self, optimizers: Sequence[Optimizer], after_step: Callable[..., None]) -> None:
         """Have ``after_step`` called when an optimizer that trains the weights has stepped."""
+        self.close()
         mine = [optimizer for optimizer in optimizers if self._weights.is_trained_by(optimizer)]
         self._handles = [optimizer.register_step_post_hook(after_step) for optimizer in mine]
 
@@ -88,11 +93,8 @@ class Path:
         """
         self.highest_rate = max(self.highest_rate, rate)
         self.factor = rate / self.highest_rate if self.highest_rate > 0 else 1.0
-        matrices = self._weights.matrices()
-        if not self.interior.contains(matrices):
-            raise RuntimeError("something else than the optimizer moved the weights out of the certified set")
         self._before = {name: p.detach().clone() for name, p in self._weights.parameters.items()}
-        return self.interior.gradient(matrices)
+        return self.interior.gradient(self._weights.matrices())
 
     def after_step(self) -> None:
         """Stay inside."""

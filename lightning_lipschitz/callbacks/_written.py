@@ -23,9 +23,11 @@ _ROUNDS = 1  # of the projection; training has brought the weights close
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """Attributes:
-    tensors: the parameters of the submodule that differ from those in training, by their name there.
-    certificate: of the submodule with these.
+    """What is written of the weights of a moment.
+
+    Attributes:
+        tensors: the parameters of the submodule that differ from those in training, by their name there.
+        certificate: of the submodule with these.
     """
 
     tensors: dict[str, Tensor]

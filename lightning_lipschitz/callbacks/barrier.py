@@ -98,7 +98,7 @@ class LipschitzBarrier(ConstrainedTraining):
         fit, path = self._fit, self._path
         if fit is None or path is None or not self._ready(fit, pl_module):
             return
-        if not path.entered:
+        if not path.inside():
             self._enter(trainer, fit, path)
         if fit.weights.is_trained_by(optimizer):
             pull = path.before_step(learning_rate(optimizer))
@@ -137,7 +137,8 @@ class LipschitzBarrier(ConstrainedTraining):
     def _enter(self, trainer: Trainer, fit: Fit, path: Path) -> None:
         """Move the weights inside, on every rank alike, and watch the optimizers from now on."""
         path.watch(trainer.optimizers, self._after_step)
-        if self._restored is not None and path.resume(self._restored):
+        restored, self._restored = self._restored, None
+        if restored is not None and path.resume(restored):
             return
         outcome = fit.ranks.once(lambda: self._start(fit))
         if isinstance(outcome, Failure):
@@ -145,7 +146,7 @@ class LipschitzBarrier(ConstrainedTraining):
         path.enter(outcome)
         if outcome.moved:
             self._warn(
-                "moved", f"the weights start outside of `max_lipschitz={self.max_lipschitz:g}` and were projected."
+                "moved", f"the weights were outside of `max_lipschitz={self.max_lipschitz:g}` and were projected."
             )
 
     def _start(self, fit: Fit) -> Start:

@@ -16,7 +16,7 @@ from tests.modules import CLASSES, INPUTS, Bypassed, Classifier, DictBatches, Ma
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*the training weights did not come to meet"),
-    pytest.mark.filterwarnings("ignore:.*the weights start outside"),
+    pytest.mark.filterwarnings("ignore:.*the weights were outside"),
     pytest.mark.filterwarnings("ignore:Attribute 'optimizer' removed from hparams"),
 ]
 
@@ -333,7 +333,7 @@ def test_a_bound_that_leaves_no_room(method, trainer):
     """Nothing is NaN, the bound holds, and it is said that training did not come to meet it."""
     torch.manual_seed(0)
     module, callback = Classifier(), method(1e-6)
-    expected = "did not come to meet" if isinstance(callback, LipschitzADMM) else "start outside"
+    expected = "did not come to meet" if isinstance(callback, LipschitzADMM) else "were outside"
     with pytest.warns(UserWarning, match=expected):
         trainer(callback, max_epochs=4).fit(module, loader(), loader(8))
     assert all(p.isfinite().all() for p in module.parameters())

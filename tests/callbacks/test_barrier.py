@@ -9,7 +9,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 import lightning_lipschitz as ll
-from lightning_lipschitz.callbacks import LipschitzBarrier
+from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier
 from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.projection.barrier import log_det
 from lightning_lipschitz.projection.interior import Interior
@@ -19,7 +19,7 @@ BOUND = 0.4
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*optimizer steps would have broken"),
-    pytest.mark.filterwarnings("ignore:.*the weights start outside"),
+    pytest.mark.filterwarnings("ignore:.*the weights were outside"),
 ]
 
 READER = Extractor(body(), torch.zeros(2, INPUTS))
@@ -149,6 +149,34 @@ def test_chains_of_any_depth_and_slopes(activation, fit):
 def test_hooks_leave_the_optimizer_with_the_fit(fit):
     trainer = fit(Classifier(), LipschitzBarrier(BOUND))
     assert not trainer.optimizers[0]._optimizer_step_post_hooks
+
+
+class Meddler(Callback):
+    """Moves the weights far outside, once."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 5:
+            with torch.no_grad():
+                pl_module.net[0].weight.mul_(1000)
+
+
+def test_weights_that_others_move_out_are_brought_back(trainer):
+    torch.manual_seed(0)
+    module, seen = Classifier(), EveryStep()
+    with pytest.warns(UserWarning, match="the weights were outside"):
+        trainer(LipschitzBarrier(BOUND), Meddler(), seen).fit(module, loader())
+    assert max(seen.bounds) <= BOUND
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", [LipschitzBarrier, LipschitzADMM])
+def test_weights_stay_on_the_device(method, fit):
+    torch.manual_seed(0)
+    module, callback = Classifier(), method(BOUND)
+    fit(module, callback, accelerator="gpu")
+    network = READER.network({name: value.cpu() for name, value in module.net.state_dict().items()})
+    assert ll.certify(network, rtol=1e-8).upper_bound <= BOUND * (1 + 1e-6)
 
 
 def test_two_fits_of_one_callback(trainer):

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*the training weights did not come to meet"),
     pytest.mark.filterwarnings("ignore:.*optimizer steps would have broken"),
-    pytest.mark.filterwarnings("ignore:.*the weights start outside"),
+    pytest.mark.filterwarnings("ignore:.*the weights were outside"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory"),
     pytest.mark.filterwarnings("ignore:Swapping scheduler"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
