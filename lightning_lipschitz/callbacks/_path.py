@@ -16,7 +16,7 @@ from lightning_lipschitz.projection.barrier import Start
 from lightning_lipschitz.projection.interior import Interior
 from lightning_lipschitz.projection.multipliers import narrowed, squared, widened
 
-_CENTRE_EVERY = 10  # optimizer steps between Newton steps of the multipliers
+_CENTRE_EVERY = 20  # optimizer steps between Newton steps of the multipliers
 _COUNTS = ("steps", "shortened", "all_steps", "all_shortened", "highest_rate", "factor")
 
 

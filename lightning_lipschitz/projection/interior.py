@@ -16,6 +16,7 @@ not. What differs from there:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -122,20 +123,22 @@ class _Recursion:
         doubles = [w.detach().double() for w in weights]
         rows = [lam * total for lam, total in zip(multipliers, sums, strict=True)]
         factors: list[Tensor] = []
-        T = doubles[0] @ doubles[0].T / rho
+        definite = True
+        T = doubles[0] @ doubles[0].T
         for k, (lam, row) in enumerate(zip(multipliers, rows, strict=True)):
             if k:
                 half = torch.linalg.solve_triangular(factors[-1], doubles[k].T, upper=False)
                 T = half.T @ half
-            S = torch.outer(row, row).mul_(T).neg_()
+            S = T.mul_(row[:, None]).mul_(row if k else row / rho).neg_()
             S.diagonal().add_(lam, alpha=2.0)
             if k == len(multipliers) - 1:
-                S = S.addmm_(doubles[-1].T, doubles[-1], alpha=-1.0)
+                S.addmm_(doubles[-1].T, doubles[-1], alpha=-1.0)
             factor, info = torch.linalg.cholesky_ex(S)
             factors.append(factor)
-            if int(info):
+            # a factor with NaN anywhere has it in its last entry
+            definite = not int(info) and math.isfinite(float(factor[-1, -1]))
+            if not definite:
                 break
-        definite = len(factors) == len(multipliers) and not int(info) and bool(factor.isfinite().all())
         return cls([w.detach().clone() for w in weights], doubles, rows, rho, factors, definite)
 
     def is_of(self, weights: Sequence[Tensor]) -> bool:
@@ -144,16 +147,15 @@ class _Recursion:
     def gradient(self) -> list[Tensor]:
         """Of -log det M, by the derivatives of log det in S_k, here ``inner``, from the last layer to the first."""
         inner = torch.cholesky_inverse(self.factors[-1])
-        gradients = [2.0 * self.doubles[-1] @ inner]
+        gradients = [self.doubles[-1] @ (2.0 * inner)]
         for k in range(len(self.factors) - 1, 0, -1):
-            outer = torch.outer(self.rows[k], self.rows[k]).mul_(inner)
             before = torch.cholesky_inverse(self.factors[k - 1])
             seen = self.doubles[k] @ before
-            pulled = outer @ seen
+            pulled = inner.mul_(self.rows[k][:, None]).mul_(self.rows[k]) @ seen
             gradients.append(2.0 * pulled)
-            inner = before + seen.T @ pulled
-        outer = torch.outer(self.rows[0], self.rows[0]).mul_(inner)
-        gradients.append((2.0 / self.rho) * (outer @ self.doubles[0]))
+            inner = before.addmm_(seen.T, pulled)
+        row = self.rows[0]
+        gradients.append(inner.mul_(row[:, None]).mul_(row * (2.0 / self.rho)) @ self.doubles[0])
         return gradients[::-1]
 
 
