@@ -29,6 +29,7 @@ from lightning_lipschitz.projection.multipliers import solve_multipliers, widene
 from lightning_lipschitz.projection.regularized import regularized
 
 _RTOL_MULTIPLIERS = 1e-2  # of LipSDP between rounds: the set moves more than that before the next one
+_MOVED = 0.05  # relative distance that weights move before their multipliers are solved for again
 _RTOL_PROJECTION = 1e-2
 _SMALLEST_BOUND = 1e-6  # a free bound starts no lower
 _IMBALANCE, _FACTOR = 10.0, 2.0  # residual balancing of Boyd et al. 2011, section 3.4.1
@@ -60,7 +61,9 @@ class Consensus:
         bound: the bound that W_bar meets: L, or the root of the rho that was found.
         primal_residual: |W - W_bar| relative to the larger of |W| and |W_bar|, as the round found them.
         dual_residual: r |W_bar - W_bar of the round before| relative to |Y|.
-        state, warm_start: where the next round's projection and LipSDP start.
+        multipliers: lambda of the last LipSDP.
+        solved_at: the weights it was for.
+        state, warm_start: where the next projection and the next LipSDP start.
     """
 
     weights: list[Tensor]
@@ -69,6 +72,8 @@ class Consensus:
     bound: float = math.inf
     primal_residual: float = 0.0
     dual_residual: float = 0.0
+    multipliers: Multipliers | None = field(default=None, repr=False)
+    solved_at: list[Tensor] = field(default_factory=list, repr=False)
     state: State | None = None
     warm_start: WarmStart | None = field(default=None, repr=False)
 
@@ -95,29 +100,33 @@ class Consensus:
     def to(self, device: torch.device | str) -> Consensus:
         """The same on another device."""
         state = self.state and replace(self.state, dual=self.state.dual.to(device))
-        weights, duals = ([t.to(device) for t in tensors] for tensors in (self.weights, self.duals))
-        return replace(self, weights=weights, duals=duals, state=state)
+        lists = (self.weights, self.duals, self.solved_at)
+        weights, duals, solved_at = ([t.to(device) for t in tensors] for tensors in lists)
+        return replace(self, weights=weights, duals=duals, solved_at=solved_at, state=state)
 
     def plain(self) -> dict[str, Any]:
         """Tensors and Python scalars only."""
         scalars = ("penalty", "bound", "primal_residual", "dual_residual")
         plain: dict[str, Any] = {name: getattr(self, name) for name in scalars}
-        plain |= {"weights": [w.clone() for w in self.weights], "duals": [y.clone() for y in self.duals]}
+        plain |= {name: [t.clone() for t in getattr(self, name)] for name in ("weights", "duals", "solved_at")}
         if self.state is not None:
             plain["state"] = {"dual": self.state.dual.clone(), "penalty": self.state.penalty}
         if self.warm_start is not None:
             path = self.warm_start.path
-            plain["path"] = [{"rho": p.rho, "values": [torch.tensor(v) for v in p.values]} for p in path]
+            plain["path"] = [_plain(point) for point in path]
+        if self.multipliers is not None:
+            plain["multipliers"] = _plain(self.multipliers)
         return plain
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Consensus:
         """The inverse of :meth:`plain`."""
         rest = dict(plain)
-        state, path = rest.pop("state", None), rest.pop("path", ())
-        points = tuple(Multipliers(p["rho"], tuple(value.cpu().numpy() for value in p["values"])) for p in path)
+        state, path, last = rest.pop("state", None), rest.pop("path", ()), rest.pop("multipliers", None)
+        points = tuple(_multipliers(point) for point in path)
         return cls(
             **rest,
+            multipliers=None if last is None else _multipliers(last),
             state=None if state is None else State(**state),
             warm_start=WarmStart(points) if points else None,
         )
@@ -136,16 +145,39 @@ def advance(consensus: Consensus, weights: Sequence[Tensor], network: Network, p
     Raises:
         SolverError, NonFiniteError: LipSDP failed; weights that are not finite.
     """
-    doubles = [w.detach().double() for w in weights]
+    doubles = [w.detach().to(torch.float64, copy=True) for w in weights]
     chain = with_weights(widened(network), doubles)
-    target = problem.max_lipschitz or _free_bound(chain, consensus)
-    solved = solve_multipliers(chain, target, rtol=_RTOL_MULTIPLIERS, warm_start=consensus.warm_start)
-    ball = CertifiedSet.of(chain, solved.multipliers)
+    current = consensus if _is_recent(consensus, doubles, problem) else _solve(consensus, doubles, chain, problem)
+    if current.multipliers is None:
+        raise RuntimeError("multipliers are solved for in the first round")
+    ball = CertifiedSet.of(chain, current.multipliers)
     shifted = [w + y / consensus.penalty for w, y in zip(doubles, consensus.duals, strict=True)]
     nearest, bound, state = _project(ball, shifted, consensus, problem)
-    kept = solved.warm_start if isinstance(solved.warm_start, WarmStart) else None
-    moved = replace(consensus, weights=nearest, bound=bound, state=state, warm_start=kept)
+    moved = replace(current, weights=nearest, bound=bound, state=state)
     return _update_duals(moved, doubles, consensus.weights, problem.balance)
+
+
+def _is_recent(consensus: Consensus, weights: Sequence[Tensor], problem: Problem) -> bool:
+    """Whether the multipliers at hand are those of nearly these weights. Where the bound is free they follow it."""
+    if consensus.multipliers is None or problem.max_lipschitz is None:
+        return False
+    moved = _norm([w - before for w, before in zip(weights, consensus.solved_at, strict=True)])
+    return moved <= _MOVED * _norm(weights)
+
+
+def _solve(consensus: Consensus, weights: list[Tensor], chain: Network, problem: Problem) -> Consensus:
+    target = problem.max_lipschitz or _free_bound(chain, consensus)
+    solved = solve_multipliers(chain, target, rtol=_RTOL_MULTIPLIERS, warm_start=consensus.warm_start)
+    kept = solved.warm_start if isinstance(solved.warm_start, WarmStart) else None
+    return replace(consensus, multipliers=solved.multipliers, solved_at=weights, warm_start=kept)
+
+
+def _plain(point: Multipliers) -> dict[str, Any]:
+    return {"rho": point.rho, "values": [torch.tensor(value) for value in point.values]}
+
+
+def _multipliers(plain: Mapping[str, Any]) -> Multipliers:
+    return Multipliers(plain["rho"], tuple(value.cpu().numpy() for value in plain["values"]))
 
 
 def _free_bound(chain: Network, consensus: Consensus) -> float:
