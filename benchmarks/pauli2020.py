@@ -150,7 +150,7 @@ def table(case: Case, methods: Sequence[str], seeds: int) -> str:
     ]
     note = (
         f"{seeds} seed(s), mean (least to largest); {case.epochs} epochs, batch {case.batch_size}, "
-        f"{'SGD' if case.sgd else 'Adam'} {case.rate:g} decaying to zero; bound {case.bound:g}; callbacks with their defaults."
+        f"{'SGD' if case.sgd else 'Adam'} {case.rate:g} decaying to zero; bound {case.bound:g}; defaults of the callbacks."
     )
     rows = [_row(method, results[method], results[methods[0]]) for method in methods]
     return markdown(f"{case.name}: {'-'.join(map(str, case.sizes))} {case.activation.__name__}", header, rows, note)
@@ -190,7 +190,10 @@ def curve(case: Case, bounds: Sequence[float], write: bool) -> str:
         "L <=",
         *(f"{m} {what}" for m in ("ADMM", "barrier") for what in ("accuracy %", "with noise %", "certified L")),
     ]
-    note = f"Unconstrained: {nominal.accuracy:.2f} %, with noise {nominal.noisy:.2f} %, certified L {nominal.bound:.2f}. One seed, {case.epochs} epochs."
+    note = (
+        f"Unconstrained: {nominal.accuracy:.2f} %, with noise {nominal.noisy:.2f} %, certified L {nominal.bound:.2f}."
+        f" One seed, {case.epochs} epochs."
+    )
     return markdown(f"Accuracy against the bound, {case.name}", header, rows, note)
 
 
@@ -249,9 +252,7 @@ def cases(data_dir: str | None, digits: bool, epochs: int | None) -> dict[str, C
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
     arguments.add_argument("--digits", action="store_true", help="scikit-learn's digits in place of MNIST")
-    arguments.add_argument(
-        "--case", action="append", help="14x14, tanh, 28x28, rings, digits, curve; repeat for several"
-    )
+    arguments.add_argument("--case", action="append", help="14x14, tanh, 28x28, rings, digits, curve; repeatable")
     arguments.add_argument("--method", action="append", help="nominal first; by default all")
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--epochs", type=int, help="in place of each experiment's own")
