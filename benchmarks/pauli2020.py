@@ -150,7 +150,7 @@ def table(case: Case, methods: Sequence[str], seeds: int) -> str:
     ]
     note = (
         f"{seeds} seed(s), mean (least to largest); {case.epochs} epochs, batch {case.batch_size}, "
-        f"{'SGD' if case.sgd else 'Adam'} {case.rate:g} decaying to zero; bound {case.bound:g}; defaults of the callbacks."
+        f"{'SGD' if case.sgd else 'Adam'} {case.rate:g} to zero; bound {case.bound:g}; defaults of the callbacks."
     )
     rows = [_row(method, results[method], results[methods[0]]) for method in methods]
     return markdown(f"{case.name}: {'-'.join(map(str, case.sizes))} {case.activation.__name__}", header, rows, note)
