@@ -14,7 +14,7 @@ from lightning_lipschitz.callbacks._constrained import ConstrainedWeights
 from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.projection.barrier import Start
 from lightning_lipschitz.projection.interior import Interior
-from lightning_lipschitz.projection.multipliers import narrowed, squared, widened
+from lightning_lipschitz.projection.multipliers import squared, widened
 
 _CENTRE_EVERY = 20  # optimizer steps between Newton steps of the multipliers
 _COUNTS = ("steps", "shortened", "all_steps", "all_shortened", "highest_rate", "factor")
@@ -127,12 +127,11 @@ class Path:
         self.steps = self.shortened = 0
         return share
 
-    def proof(self) -> Multipliers | None:
-        """What proves the bound of the weights in training."""
+    def multipliers(self) -> Multipliers | None:
+        """What proves the bound of the weights in training, with slopes widened to contain zero."""
         if self._interior is None:
             return None
-        values = tuple(lam.cpu().numpy() for lam in self._interior.multipliers)
-        return narrowed(self._weights.network(), Multipliers(squared(self._bound), values))
+        return Multipliers(squared(self._bound), tuple(lam.cpu().numpy() for lam in self._interior.multipliers))
 
     def plain(self) -> dict[str, Any]:
         """Tensors and Python scalars only."""

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lightning_lipschitz import api
 from lightning_lipschitz.callbacks._constrained import ConstrainedWeights, Tensors
-from lightning_lipschitz.certificate import Certificate, Multipliers, Status, prove
+from lightning_lipschitz.certificate import Certificate, Multipliers, prove
 from lightning_lipschitz.certificate.verify import SIGNING_MARGIN
-from lightning_lipschitz.errors import LipschitzError
+from lightning_lipschitz.errors import LipschitzError, SolverError
 from lightning_lipschitz.network import Network
-from lightning_lipschitz.projection import nearest
+from lightning_lipschitz.projection import CertifiedSet, nearest, round_and_sign
+from lightning_lipschitz.projection.multipliers import narrowed, widened
+from lightning_lipschitz.projection.nearest import signed
 from lightning_lipschitz.projection.weights import LinearWeights
 
-_RTOL = 1e-4  # of the certified bound
-_ROUNDS = 1  # of the projection; training has brought the weights close
+_RTOL = 1e-4  # of the certified bound, where it is searched for
+_ROUNDS = 3  # of the projection, where it goes far
+_NEAR = 0.1  # relative distance up to which the multipliers of training will do
+_HALVINGS = 7  # of the squared bound that they prove
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +59,7 @@ class Author:
         self._max_lipschitz = max_lipschitz
         self._given: dict[str, Tensor] = {}
         self._answer: Written | None = None
+        #: multipliers that training has at hand, for slopes widened to contain zero; their rho is the bound squared
         self.hint: Callable[[], Multipliers | None] = lambda: None
 
     def __call__(self, tensors: Tensors) -> Written:
@@ -75,34 +82,63 @@ class Author:
 
     @torch.no_grad()
     def _write(self, tensors: Tensors) -> Written:
-        network = self._weights.network(tensors)
+        """By the multipliers of training if they are there and will do, for that is cheap; else by a search."""
+        network, multipliers = self._weights.network(tensors), self.hint()
+        if self._max_lipschitz is None or multipliers is None:
+            return self._search(tensors, network)
+        proved = _prove(network, multipliers)
+        if proved is not None:
+            return Written({}, proved)
+        return self._nearby(tensors, network, multipliers) or self._search(tensors, network)
+
+    def _nearby(self, tensors: Tensors, network: Network, multipliers: Multipliers) -> Written | None:
+        """Projected on the set of these multipliers, unless that is far: others would then cost less."""
+        start = time.perf_counter()
+        given = [weight.double() for weight in self._weights.linear.read(tensors)]
+        projected = CertifiedSet.of(widened(network), multipliers).project(given)
+        if projected.distance > _NEAR * math.sqrt(sum(float(w.square().sum()) for w in given)):
+            return None
+        realise = _Realise(self._weights.linear, tensors)
+        try:
+            rounded = round_and_sign(projected.weights, network, multipliers, realise)
+        except SolverError:
+            return None
+        certificate = signed(rounded.network, rounded.proof, rounded.bound, time.perf_counter() - start)
+        return self._checked(tensors, realise.stored, certificate)
+
+    def _search(self, tensors: Tensors, network: Network) -> Written:
         # no warm start: what is found depends on the weights alone, and a resumed run finds the same
         certificate = api.certify(network, rtol=_RTOL, throw=False)
         limit = self._max_lipschitz
         if limit is None or certificate.upper_bound <= limit:
             return Written({}, certificate)
-        proved = self._prove(network, limit, certificate)
-        return Written({}, proved) if proved else self._project(tensors, network, limit, certificate)
+        realise = _Realise(self._weights.linear, tensors)
+        given = self._weights.linear.read(tensors)
+        found = nearest(given, network, limit, max_rounds=_ROUNDS, warm_start=certificate.state, realise=realise)
+        return self._checked(tensors, realise.stored, found.certificate)
 
-    def _prove(self, network: Network, limit: float, other: Certificate) -> Certificate | None:
-        """By the multipliers that training kept, where the search for better ones did not get as far."""
-        multipliers = self.hint()
-        bound = None if multipliers is None else prove(network, multipliers, SIGNING_MARGIN)
-        if multipliers is None or bound is None or bound > limit:
-            return None
-        return Certificate(
-            bound, True, Status.SOLVED, "lipsdp-neuron", "native", None, 0.0, other.seconds, network.digest, multipliers
-        )
-
-    def _project(self, tensors: Tensors, network: Network, limit: float, above: Certificate) -> Written:
-        linear = self._weights.linear
-        realise = _Realise(linear, tensors)
-        given = linear.read(tensors)
-        found = nearest(given, network, limit, max_rounds=_ROUNDS, warm_start=above.state, realise=realise)
-        moved = {**tensors, **realise.stored}
-        if self._weights.network(moved).digest != found.certificate.network_digest:
+    def _checked(self, tensors: Tensors, stored: dict[str, Tensor], certificate: Certificate) -> Written:
+        if self._weights.network({**tensors, **stored}).digest != certificate.network_digest:
             raise LipschitzError("the projected weights do not read back as they were certified; please report this.")
-        return Written(realise.stored, found.certificate)
+        return Written(stored, certificate)
+
+
+def _prove(network: Network, multipliers: Multipliers) -> Certificate | None:
+    """The least bound, to half a per cent, that these multipliers prove of the weights as they are, if any."""
+    start = time.perf_counter()
+    proof = narrowed(network, multipliers)
+    bound = prove(network, proof, SIGNING_MARGIN)
+    if bound is None:
+        return None
+    low, high = 0.0, proof.rho
+    for _ in range(_HALVINGS):
+        middle = replace(proof, rho=0.5 * (low + high))
+        lower = prove(network, middle, SIGNING_MARGIN)
+        if lower is None:
+            low = middle.rho
+        else:
+            high, bound, proof = middle.rho, lower, middle
+    return signed(network, proof, bound, time.perf_counter() - start)
 
 
 class _Realise:

@@ -16,6 +16,7 @@ from lightning_lipschitz.callbacks._arguments import (
 )
 from lightning_lipschitz.callbacks._ranks import Failure
 from lightning_lipschitz.callbacks._training import ConstrainedTraining, Fit, gradient_scale
+from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.projection.consensus import Consensus, Problem, advance
 
 Mode = Literal["enforce", "regularize"]
@@ -134,6 +135,14 @@ class LipschitzADMM(ConstrainedTraining):
         self._last_round = 0
 
     # Hooks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self._fit is not None:
+            self._fit.author.hint = self._multipliers
+
+    def _multipliers(self) -> Multipliers | None:
+        return None if self._consensus is None else self._consensus.multipliers
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         fit, consensus = self._fit, self._consensus

@@ -92,7 +92,7 @@ class LipschitzBarrier(ConstrainedTraining):
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and self._fit is not None:
             self._path = Path(self._fit.weights, self.max_lipschitz)
-            self._fit.author.hint = self._path.proof
+            self._fit.author.hint = self._path.multipliers
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         fit, path = self._fit, self._path

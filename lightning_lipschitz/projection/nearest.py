@@ -131,7 +131,7 @@ def scaled(
 
 def _answer(rounded: Rounded, given: Sequence[Tensor], multipliers: Multipliers, clock: float) -> Nearest:
     distance = sqrt(sum(float((x.double() - y).square().sum()) for x, y in zip(rounded.weights, given, strict=True)))
-    certificate = signed(rounded, time.perf_counter() - clock)
+    certificate = signed(rounded.network, rounded.proof, rounded.bound, time.perf_counter() - clock)
     return Nearest(rounded.weights, rounded.intended, certificate, multipliers, None, None, distance, 0)
 
 
@@ -149,10 +149,10 @@ def _inside_unwidened(
     return Nearest(list(weights), doubles, certificate, solved.multipliers, None, solved.warm_start, 0.0, 0)
 
 
-def signed(rounded: Rounded, seconds: float) -> Certificate:
-    """The certificate of signed weights."""
+def signed(network: Network, proof: Multipliers, bound: float, seconds: float) -> Certificate:
+    """The certificate of a bound that the kernel accepted."""
     return Certificate(
-        upper_bound=rounded.bound,
+        upper_bound=bound,
         certified=True,
         status=Status.SOLVED,
         method="lipsdp-neuron",
@@ -160,8 +160,8 @@ def signed(rounded: Rounded, seconds: float) -> Certificate:
         relative_gap=None,
         verification_loss=0.0,
         seconds=seconds,
-        network_digest=rounded.network.digest,
-        proof=rounded.proof,
+        network_digest=network.digest,
+        proof=proof,
     )
 
 
