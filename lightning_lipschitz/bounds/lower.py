@@ -38,7 +38,13 @@ class LowerBound:
 
 
 def steepest_pair(
-    function: Function, inputs: Tensor, *, steps: int, pairs: int, generator: torch.Generator
+    function: Function,
+    inputs: Tensor,
+    *,
+    steps: int,
+    pairs: int,
+    generator: torch.Generator,
+    sampled: int | None = None,
 ) -> LowerBound:
     """Search from ``pairs`` of the given inputs.
 
@@ -46,13 +52,16 @@ def steepest_pair(
         function: maps (batch, ...) to (batch, ...), float64, differentiable.
         inputs: shape (batch, ...), where to start.
         steps: ascent steps; 0 only samples.
-        pairs: how many pairs are kept.
+        pairs: how many pairs climb.
         generator: the only source of randomness.
+        sampled: pairs to start with, of which the steepest climb; ``pairs`` if not given.
     """
-    u, v = _first_pairs(inputs.detach().double(), pairs, generator)
+    u, v = _first_pairs(inputs.detach().double(), max(pairs, sampled or 0), generator)
     closest = CLOSEST * (1.0 + u.std().nan_to_num()).item()
-    step = torch.full((len(u),), FIRST_STEP, dtype=torch.float64, device=u.device)
     value, gradient = _slope(function, u, v)
+    steepest = value.topk(pairs).indices
+    u, v, value, gradient = u[steepest], v[steepest], value[steepest], (gradient[0][steepest], gradient[1][steepest])
+    step = torch.full((pairs,), FIRST_STEP, dtype=torch.float64, device=u.device)
     for _ in range(steps):
         new_u, new_v = (_moved(x, g, step, u, v) for x, g in zip((u, v), gradient, strict=True))
         new_value, new_gradient = _slope(function, new_u, new_v)

@@ -14,7 +14,7 @@ from lightning_lipschitz.callbacks._target import find_target, uncompiled
 from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.network import Network
 
-_ASCENT_STEPS, _PAIRS = 50, 64
+_SAMPLED, _PAIRS, _ASCENT_STEPS = 64, 8, 50  # all 64 climbing: three times the time for about 1 % more
 
 
 class Watched:
@@ -78,7 +78,9 @@ class Watched:
         inputs = self.inputs.example.flatten(1).cpu()
         generator = torch.Generator().manual_seed(0)
         function = self.reader(root).function("cpu")
-        return steepest_pair(function, inputs, steps=_ASCENT_STEPS, pairs=_PAIRS, generator=generator).value
+        return steepest_pair(
+            function, inputs, steps=_ASCENT_STEPS, pairs=_PAIRS, sampled=_SAMPLED, generator=generator
+        ).value
 
     def reader(self, root: nn.Module) -> Extractor:
         """What reads the submodule inside ``root``; an example input must have been seen."""

@@ -57,34 +57,35 @@ def factorisation_error(keys: Iterable[tuple[int, int]], sizes: Sequence[int], t
     ``trace``.
 
     Rump, "Verification of positive definiteness", BIT 46, 2006 (after Demmel, 1989): where the floating-point
-    factorisation of a
-    symmetric A runs through, A + E is positive semidefinite for some E with ``||E||_2 <= g / (1 - g) trace(A)``, g =
-    gamma(k + 1), k the
-    largest number of nonzeros in a row of the factor, in any order of evaluation. Here k + 3, for a diagonal that
-    comes in three
-    summands, and the whole is doubled, because BLAS kernels multiply by rounded reciprocals where the analysis divides.
+    factorisation of a symmetric A runs through, A + E is positive semidefinite for some E with ``||E||_2 <= g / (1 -
+    g) trace(A)``, g = gamma(k + 1), k the largest number of nonzeros in a row of the factor, in any order of
+    evaluation. Here k + 5, for a diagonal that comes in three summands and a product that is divided as a whole, and
+    the whole is doubled, because BLAS kernels multiply by rounded reciprocals where the analysis divides.
     """
-    g = gamma(_longest_row(set(keys), sizes) + 3)
+    g = gamma(_longest_row(set(keys), sizes) + 5)
     return 2.0 * g / (1.0 - g) * trace + trace * len(sizes) * TINY
 
 
 def _longest_row(keys: set[tuple[int, int]], sizes: Sequence[int]) -> int:
-    """Nonzeros in the fullest row of the factor, fill included."""
+    """Nonzeros in the fullest row of the factor, fill included, whichever of blocks 0 and 1 comes last."""
     row = list(sizes)
     for pivot in range(len(sizes) - 1, 0, -1):
         touched = sorted(i for i, j in keys if j == pivot and i < pivot)
         keys |= {(i, j) for i in touched for j in touched if i <= j}
         for i in touched:
             row[i] += sizes[pivot]
+    if (0, 1) in keys:
+        row[1] += sizes[0]
     return max(row)
 
 
 class BlockCholesky:
-    """Cholesky factorisation of a symmetric matrix in blocks, block 0 last and kept open.
+    """Cholesky factorisation of a symmetric matrix in blocks, all but one number known.
 
     Elimination runs from the highest block down: a chain creates no fill, and what belongs to the input, where alone
-        rho
-    enters, can be tried for many rho at the cost of one block.
+    rho enters, can be tried for many rho at the cost of one block. Where block 0 is zero until then and touches block 1
+    alone, as in a chain whose first slopes contain zero, it goes before block 1: an image has more pixels than its
+    first layer units.
 
     Args:
         blocks: ``blocks[i, j]``, i <= j, rows i and columns j; absent ones are zero, every ``[i, i]`` is there.
@@ -95,7 +96,10 @@ class BlockCholesky:
     def __init__(self, blocks: Blocks, shift: float) -> None:
         self.blocks, self.shift = blocks, shift
         pivots = sorted({j for _, j in blocks} - {0}, reverse=True)
-        self.definite = all(self._eliminate(pivot) for pivot in pivots)
+        self.definite = all(self._eliminate(pivot) for pivot in pivots if pivot > 1)
+        self._gram = self._input_gram() if self.definite else None
+        if self.definite and self._gram is None and 1 in pivots:
+            self.definite = self._eliminate(1)
 
     def _eliminate(self, pivot: int) -> bool:
         factor = _factor(self.blocks.pop((pivot, pivot)), self.shift)
@@ -109,13 +113,23 @@ class BlockCholesky:
                 self.blocks[i, j] = self.blocks[i, j] - update if (i, j) in self.blocks else -update
         return True
 
+    def _input_gram(self) -> Array | None:
+        """``B'B`` of B = block (0, 1), where block 0 is zero and touches nothing else."""
+        if self.blocks.keys() != {(0, 0), (0, 1), (1, 1)} or np.any(self.blocks[0, 0]):
+            return None
+        gram: Array = self.blocks[0, 1].T @ self.blocks[0, 1]
+        return gram
+
     def definite_with(self, added: Array) -> bool:
-        """Whether the factorisation also runs through block 0 with ``added`` on its diagonal."""
+        """Whether the factorisation also runs through with ``added`` on the diagonal of block 0."""
         if not self.definite:
             return False
-        block = self.blocks[0, 0].copy()
-        block[np.diag_indices_from(block)] += added
-        return _factor(block, self.shift) is not None
+        if self._gram is None:
+            block = self.blocks[0, 0].copy()
+            block[np.diag_indices_from(block)] += added
+            return _factor(block, self.shift) is not None
+        pivot = float(np.min(added)) - self.shift  # one number in all the chains; less than what is there elsewhere
+        return pivot > 0 and _factor(self.blocks[1, 1] - self._gram / pivot, self.shift) is not None
 
 
 def _factor(block: Array, shift: float) -> Array | None:

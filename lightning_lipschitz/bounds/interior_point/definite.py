@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from lightning_lipschitz.bounds.interior_point.linear import cholesky
 
 # Above this size a Cholesky factorisation costs more than a Lanczos run.
 _LARGE = 250
-_LEAST_STEPS, _MOST_STEPS = 8, 40
+_LEAST_STEPS, _LOOK_EVERY, _MOST_STEPS = 8, 3, 40
 _SHORTEST = 1e-6
 
 
@@ -72,28 +73,32 @@ class Definite:
         """
         n, steps = len(direction), min(_MOST_STEPS, len(direction))
         W, R = direction.new_empty(steps, n), direction.new_empty(steps, n)
-        T = torch.zeros(steps, steps, dtype=torch.float64)
+        diagonal: list[float] = []
+        beside: list[float] = []
         r = _start_vector(n, direction)
         w, least = self.inverse.mv(r), -1.0
         for j in range(steps):
             beta = max(float(w @ r), 0.0) ** 0.5
-            if j:
-                ritz, vectors = torch.linalg.eigh(T[:j, :j])
-                error = beta * abs(float(vectors[-1, 0]))
-                least = float(ritz[0]) - error
-                invariant = beta <= 1e-8 * float(ritz.abs().max())
-                if invariant or (j >= _LEAST_STEPS and error <= accuracy * max(abs(least), fraction)):
+            invariant = bool(j) and beta <= 1e-8 * max(map(abs, diagonal))
+            if invariant or (j >= _LEAST_STEPS and (j - _LEAST_STEPS) % _LOOK_EVERY == 0):
+                least, error = _least_ritz(diagonal, beside[1:], beta)
+                if invariant or error <= accuracy * max(abs(least), fraction):
                     break
-                T[j, j - 1] = T[j - 1, j] = beta
+            beside.append(beta)
             W[j], R[j] = w / beta, r / beta
             r = direction.mv(W[j])
             w = self.inverse.mv(r)
             coefficients = W[: j + 1] @ r
-            T[j, j] = coefficients[j]
+            diagonal.append(float(coefficients[j]))
             r, w = r - coefficients @ R[: j + 1], w - coefficients @ W[: j + 1]
-            again = R[: j + 1] @ w
-            r, w = r - again @ R[: j + 1], w - again @ W[: j + 1]
         return -1.0 / least if least < 0 else float("inf")
+
+
+def _least_ritz(diagonal: list[float], beside: list[float], beta: float) -> tuple[float, float]:
+    """The least eigenvalue of a tridiagonal matrix less its error bound, and that bound."""
+    ritz, vectors = eigh_tridiagonal(diagonal, beside, select="i", select_range=(0, 0), check_finite=False)
+    error = beta * abs(float(vectors[-1, 0]))
+    return float(ritz[0]) - error, error
 
 
 def _start_vector(n: int, like: Tensor) -> Tensor:
