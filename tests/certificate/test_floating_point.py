@@ -70,3 +70,27 @@ def test_a_comfortably_definite_matrix_is_recognised():
 def test_a_bad_pivot_is_not_definite(value):
     blocks = {(0, 0): np.eye(2), (1, 1): np.array([[value]]), (0, 1): np.zeros((2, 1))}
     assert not BlockCholesky(blocks, 0.0).definite_with(np.zeros(2))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 5), st.sampled_from([0.0, 1e-15, 1e-13, 1e-10, 1e-3]))
+def test_the_input_first_never_calls_an_indefinite_matrix_definite(seed, pixels, units, offset):
+    """[[4 I, -B], [-B', B'B / 4 - offset I]] has a negative eigenvalue, or zero, whatever B is; 4 is added last."""
+    coupling = np.random.default_rng(seed).integers(-4, 5, size=(pixels, units)).astype(float)
+    corner = coupling.T @ coupling / 4.0 - offset * np.eye(units)
+    blocks = {(0, 0): np.zeros((pixels, pixels)), (0, 1): -coupling, (1, 1): corner}
+    shift = factorisation_error(blocks, [pixels, units], 4.0 * pixels + float(np.abs(np.diagonal(corner)).sum()))
+    factored = BlockCholesky(blocks, shift)
+    assert (0, 1) in factored.blocks, "the input was left for last"
+    assert not factored.definite_with(np.full(pixels, 4.0))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 5), st.floats(0.1, 30.0))
+def test_the_input_first_or_last_is_the_same_question(seed, pixels, units, added):
+    rng = np.random.default_rng(seed)
+    coupling, last = rng.normal(size=(pixels, units)), rng.normal(size=(units, units))
+    corner = last @ last.T + np.eye(units)
+    whole = np.block([[added * np.eye(pixels), coupling], [coupling.T, corner]])
+    blocks = {(0, 0): np.zeros((pixels, pixels)), (0, 1): coupling, (1, 1): corner}
+    least = np.linalg.eigvalsh(whole)[0]
+    if abs(least) > 1e-10:
+        assert BlockCholesky(blocks, 0.0).definite_with(np.full(pixels, added)) == (least > 0)
