@@ -29,7 +29,7 @@ from lightning_lipschitz.projection.multipliers import solve_multipliers, widene
 from lightning_lipschitz.projection.regularized import regularized
 
 _RTOL_MULTIPLIERS = 1e-2  # of LipSDP between rounds: the set moves more than that before the next one
-_MOVED = 0.05  # relative distance that weights move before their multipliers are solved for again
+_MOVED = 0.15  # relative distance that weights move before their multipliers are solved for again
 _RTOL_PROJECTION = 1e-2
 _SMALLEST_BOUND = 1e-6  # a free bound starts no lower
 _IMBALANCE, _FACTOR = 10.0, 2.0  # residual balancing of Boyd et al. 2011, section 3.4.1
@@ -90,12 +90,19 @@ class Consensus:
 
     def pull(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """``Y + r (W - W_bar)``, the gradient of the augmented Lagrangian's terms, in the dtype of the weights."""
-        return [c.add(w.detach(), alpha=self.penalty).to(w.dtype) for w, c in zip(weights, self._constant, strict=True)]
+        dtypes = [torch.promote_types(w.dtype, torch.float32) for w in weights]
+        constants = [self._constant(k, dtype) for k, dtype in enumerate(dtypes)]
+        return [c.add(w.detach(), alpha=self.penalty).to(w.dtype) for w, c in zip(weights, constants, strict=True)]
+
+    def _constant(self, k: int, dtype: torch.dtype) -> Tensor:
+        """Y - r W_bar of one layer, formed in float64; mixed precision would cost every step half a millisecond."""
+        if (k, dtype) not in self._constants:
+            self._constants[k, dtype] = (self.duals[k] - self.penalty * self.weights[k]).to(dtype)
+        return self._constants[k, dtype]
 
     @cached_property
-    def _constant(self) -> list[Tensor]:
-        """Y - r W_bar."""
-        return [y - self.penalty * wbar for y, wbar in zip(self.duals, self.weights, strict=True)]
+    def _constants(self) -> dict[tuple[int, torch.dtype], Tensor]:
+        return {}
 
     def to(self, device: torch.device | str) -> Consensus:
         """The same on another device."""
