@@ -9,11 +9,14 @@ from lightning_lipschitz.projection import project
 
 if TYPE_CHECKING:
     from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, LipschitzCallback
+    from lightning_lipschitz.mixins import ClipConfig, CLIPMixin
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CLIPMixin",
     "Certificate",
+    "ClipConfig",
     "LipschitzADMM",
     "LipschitzBarrier",
     "LipschitzCallback",
@@ -29,7 +32,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Names that need Lightning are imported when they are first used: certifying weights does not wait for it."""
     if name in __all__:
-        from lightning_lipschitz import callbacks
+        from lightning_lipschitz import callbacks, mixins
 
-        return getattr(callbacks, name)
+        return getattr(mixins if name in mixins.__all__ else callbacks, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
