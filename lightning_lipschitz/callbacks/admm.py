@@ -63,13 +63,14 @@ class LipschitzADMM(ConstrainedTraining):
         max_lipschitz: the bound L > 0 of ``"enforce"``, l2 output change per l2 input change.
         mode: "enforce" or "regularize".
         weight: of L squared in the objective of ``"regularize"``.
-        penalty: r, in units of loss per squared weight.
+        penalty: r, in units of loss per squared weight; where it starts, with ``balance``.
         every_n_epochs: a round at the end of each epoch whose number, from one, this divides.
         every_n_steps: a round after so many optimizer steps as well; None for epochs only, where rounds are slow (a
             round costs a LipSDP solve: 0.04 s for 196-50-10, seconds from a thousand units on).
         module: dotted name of the submodule that is held to the bound; ``""`` for the model's ``forward``, or for its
             only child if it has none. A chain of ``nn.Linear`` with activations, dropout and flattening between.
-        balance: let the penalty follow the residuals (doubled or halved when one is ten times the other).
+        balance: let the penalty follow the residuals: doubled or halved when one is three times the other. Bounds far
+            below what training tends to need it.
         prog_bar: whether to show the upper bound in the progress bar.
 
     Attributes:
@@ -100,7 +101,7 @@ class LipschitzADMM(ConstrainedTraining):
         every_n_epochs: int = 1,
         every_n_steps: int | None = 100,
         module: str = "",
-        balance: bool = False,
+        balance: bool = True,
         prog_bar: bool = True,
     ) -> None:
         super().__init__()

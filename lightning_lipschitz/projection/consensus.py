@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,8 +32,9 @@ from lightning_lipschitz.projection.regularized import regularized
 _RTOL_MULTIPLIERS = 1e-2  # of LipSDP between rounds: the set moves more than that before the next one
 _MOVED = 0.15  # relative distance that weights move before their multipliers are solved for again
 _RTOL_PROJECTION = 1e-2
+_LEAST_MULTIPLIER = 1e-3  # of the largest in its layer
 _SMALLEST_BOUND = 1e-6  # a free bound starts no lower
-_IMBALANCE, _FACTOR = 10.0, 2.0  # residual balancing of Boyd et al. 2011, section 3.4.1
+_IMBALANCE, _FACTOR = 3.0, 2.0  # residual balancing of Boyd et al. 2011, section 3.4.1, where 10 and 2 stand
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,17 @@ def _solve(consensus: Consensus, weights: list[Tensor], chain: Network, problem:
     target = problem.max_lipschitz or _free_bound(chain, consensus)
     solved = solve_multipliers(chain, target, rtol=_RTOL_MULTIPLIERS, warm_start=consensus.warm_start)
     kept = solved.warm_start if isinstance(solved.warm_start, WarmStart) else None
-    return replace(consensus, multipliers=solved.multipliers, solved_at=weights, warm_start=kept)
+    return replace(consensus, multipliers=_evened(solved.multipliers), solved_at=weights, warm_start=kept)
+
+
+def _evened(multipliers: Multipliers) -> Multipliers:
+    """With a floor under the multipliers of each layer. Any lambda > 0 stands for a set of certified weights.
+
+    A unit that the last projection silenced needs none, and would be held silent by a lambda near zero: the set is
+    flat there, and projections on it do not converge.
+    """
+    values = tuple(np.maximum(value, _LEAST_MULTIPLIER * value.max()) for value in multipliers.values)
+    return replace(multipliers, values=values)
 
 
 def _plain(point: Multipliers) -> dict[str, Any]:
