@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from lightning_lipschitz.cli import main
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.weight_files import read_weights
-from tests.helpers import TWO_BY_TWO, lipsdp_weights
+from tests.helpers import DATA, TWO_BY_TWO, lipsdp_weights
 
 WEIGHTS = [np.array(w) for w in TWO_BY_TWO]
 
@@ -89,12 +89,27 @@ def test_the_installed_command(tmp_path):
     assert float(done.stdout.split()[0]) < 4 / 3**0.5
 
 
-def test_published_figures_from_the_published_files():
-    lipsdp_weights("random")  # skips where the data is not given
-    from tests.helpers import DATA
+PUBLISHED = [
+    ("random", ["--method", "lipsdp-neuron"], 36.48223),
+    ("random", ["--method", "lipsdp-layer"], 39.83862),
+    ("random", ["--method", "lipsdp-neuron", "--split-size", "2"], 37.66814),
+    ("random", ["--method", "norm-product"], 43.30557),
+    ("mnist", ["--method", "lipsdp-neuron"], 24.36635),
+    ("mnist", ["--method", "lipsdp-layer"], 26.25597),
+    ("mnist", ["--method", "norm-product"], 31.50351),
+]
 
-    found = read_weights(DATA / "lipsdp" / "random_weights.mat")
-    assert [w.shape for w in found] == [(10, 2), (30, 10), (20, 30), (2, 20)] or len(found) >= 2
+
+@pytest.mark.parametrize(("name", "options", "figure"), PUBLISHED)
+def test_published_figures_from_the_published_files(name, options, figure, tmp_path, capsys):
+    lipsdp_weights(name)  # skips where the data is not given
+    weights, output = str(DATA / "lipsdp" / f"{name}_weights.mat"), str(tmp_path / "proof.npz")
+    assert main(["certify", weights, "--json", "--output", output, *options]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["certified"] is True
+    assert printed["upper_bound"] == pytest.approx(figure, rel=1e-5)
+    assert main(["verify", output, weights]) == 0
+    assert f"proved: {printed['upper_bound']!r} is an upper bound" in capsys.readouterr().out
 
 
 def test_errors_of_the_package_have_a_base():
