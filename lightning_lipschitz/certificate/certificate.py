@@ -100,7 +100,7 @@ class Certificate:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez(file, allow_pickle=False, **self._arrays())
+                np.savez(file, **self._arrays())  # type: ignore[arg-type]  # its `allow_pickle` would be saved as an array by NumPy 1
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
