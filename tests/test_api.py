@@ -161,3 +161,13 @@ def test_a_number_that_is_not_certified_proves_nothing():
 
 def test_public_names():
     assert all(hasattr(ll, name) for name in ll.__all__)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0, 1e6])
+def test_the_lower_bound_does_not_depend_on_the_scale_of_the_inputs(scale):
+    """A linear map is as steep everywhere."""
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+    found = ll.lower_bound(model, scale * torch.randn(16, 5)).value
+    norm = torch.linalg.matrix_norm(model.weight.double(), 2).item()
+    assert 0.9 * norm <= found <= norm * (1 + 1e-9)

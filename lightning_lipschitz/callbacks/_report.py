@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,18 +18,31 @@ class Measured(Protocol):
         """What is logged, by the last part of its key."""
 
 
+@dataclass(frozen=True)
+class Values:
+    """Numbers to log."""
+
+    values: dict[str, float]
+
+    def metrics(self) -> dict[str, float]:
+        return self.values
+
+
 class Report:
     """Reports of one fit.
 
     Args:
         prefix: of the keys.
-        prog_bar: whether the upper bound is shown in the progress bar.
+        prog_bar: whether the bound is shown in the progress bar.
         max_lipschitz: an upper bound above it is warned of, once.
+        shown: the last part of the key of what is shown.
     """
 
-    def __init__(self, prefix: str, prog_bar: bool, max_lipschitz: float | None) -> None:
+    def __init__(
+        self, prefix: str, prog_bar: bool, max_lipschitz: float | None = None, shown: str = "upper_bound"
+    ) -> None:
         self.prefix = prefix
-        self._prog_bar = prog_bar
+        self._prog_bar, self._shown = prog_bar, shown
         self._max_lipschitz = max_lipschitz
         self._warned: set[str] = set()
 
@@ -42,7 +56,7 @@ class Report:
                 f"{self.prefix}/{name}",
                 # a Python float would be rounded to float32, possibly to below the certificate
                 torch.tensor(value, dtype=torch.float64, device=device),
-                prog_bar=self._prog_bar and name == "upper_bound",
+                prog_bar=self._prog_bar and name == self._shown,
                 on_step=False,
                 on_epoch=True,
                 reduce_fx="max",

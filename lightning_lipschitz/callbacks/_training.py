@@ -14,23 +14,13 @@ from lightning_lipschitz.callbacks._constrained import ConstrainedWeights
 from lightning_lipschitz.callbacks._gate import Gate
 from lightning_lipschitz.callbacks._labels import choose_prefix
 from lightning_lipschitz.callbacks._ranks import Ranks
-from lightning_lipschitz.callbacks._report import Report
+from lightning_lipschitz.callbacks._report import Report, Values
 from lightning_lipschitz.callbacks._stamp import to_plain
 from lightning_lipschitz.callbacks._target import refuse_sharded
 from lightning_lipschitz.callbacks._written import Author
 from lightning_lipschitz.certificate import Certificate
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Values:
-    """Numbers to log."""
-
-    values: dict[str, float]
-
-    def metrics(self) -> dict[str, float]:
-        return self.values
 
 
 @dataclass(eq=False)

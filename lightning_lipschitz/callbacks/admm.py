@@ -51,8 +51,10 @@ class LipschitzADMM(ConstrainedTraining):
     * ``admm/seconds``: wall time spent in rounds and certificates since the last entry.
 
     What to set when accuracy drops: first ``penalty``, by factors of three (too high and the pull outweighs the loss
-    from the start; too low and the weights drift away from what can be written). Then ``every_n_steps=50``. A learning
-    rate that decays to zero helps both residuals to vanish. If accuracy on the training data is low as well, the
+    from the start; too low and the weights drift away from what can be written; ``balance`` mends it on the way). Then
+    ``every_n_steps=50``. A learning rate that decays to zero helps both residuals to vanish. Where the primal residual
+    stays high all the same, as for bounds a hundredth of what training tends to,
+    :class:`~lightning_lipschitz.LipschitzBarrier` does better. If accuracy on the training data is low as well, the
     bound is what costs it: compare with ``max_lipschitz`` doubled.
 
     In a checkpoint, ``checkpoint["admm"]`` holds the certificate and, under ``"training_weights"``, the raw weights of

@@ -26,7 +26,7 @@ Start = Literal["noise", "halves", "random"]
 
 FIRST_STEP = 0.1  # relative to |u - v|
 GROWTH, SHRINKAGE = 1.5, 0.5
-CLOSEST = {torch.float64: 1e-6, torch.float32: 1e-3}  # |u - v| below this, relative to 1 + |u|, is no slope any more
+CLOSEST = 1e-3  # |u - v| relative to 1 + |u|: below it float32, and in the end float64, shows slopes that are not there
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +212,7 @@ def _distances(u: Tensor, v: Tensor, p: float) -> Tensor:
 
 def _closest(u: Tensor) -> Tensor:
     """The least distance, shape (): for a typical coordinate, not for the sum over all of them."""
-    relative = CLOSEST.get(u.dtype, math.sqrt(torch.finfo(u.dtype).eps))
+    relative = max(CLOSEST, math.sqrt(torch.finfo(u.dtype).eps))
     with torch.no_grad():
         return relative * (1.0 + u.abs().mean())
 

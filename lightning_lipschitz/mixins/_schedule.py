@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-
 from lightning_lipschitz._lightning import Callback, LightningModule, MisconfigurationException, Trainer
+from lightning_lipschitz.callbacks._report import Report, Values
 from lightning_lipschitz.mixins._regulariser import Regulariser
 
 if TYPE_CHECKING:
@@ -59,18 +58,8 @@ class ClipSchedule(Callback):
             return
         self._logged = trainer.global_step
         values = {"lower_bound": bound, "weight": regulariser.weight, "penalty": regulariser.last_penalty}
-        for name, value in values.items():
-            pl_module.log(
-                f"clip/{name}",
-                torch.tensor(value, dtype=torch.float32, device=pl_module.device),
-                prog_bar=regulariser.config.prog_bar and name == "lower_bound",
-                on_step=False,
-                on_epoch=True,
-                reduce_fx="max",
-                sync_dist=True,
-                add_dataloader_idx=False,
-                batch_size=1,
-            )
+        report = Report("clip", regulariser.config.prog_bar, shown="lower_bound")
+        report.log(trainer, pl_module, Values(values))
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self._regulariser is None else self._regulariser.plain()
