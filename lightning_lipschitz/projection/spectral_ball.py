@@ -76,11 +76,12 @@ def nearest_point(
     else:  # where all entries of G carry the same factor this is the solution
         U, _ = excess(image)
         Z = image - U
+    weight = 1.0 + penalty * geometry.curvature
     best = Found(v / norm, torch.zeros_like(image), penalty, 0, float("inf"), False)
     for iteration in range(1, max_iterations + 1):
-        w = torch.add(v, geometry.adjoint(Z - U), alpha=penalty) / (1.0 + penalty * geometry.curvature)
+        w = torch.add(v, geometry.adjoint(Z - U), alpha=penalty).div_(weight)
         G, before = geometry.matrix(w), Z
-        A = torch.lerp(Z, G, OVER_RELAXATION) + U
+        A = torch.lerp(Z, G, OVER_RELAXATION).add_(U)
         U, cut = excess(A)
         Z = A - U
         if iteration % CHECK_EVERY and iteration < max_iterations and not (warm and iteration == 1):
@@ -92,18 +93,20 @@ def nearest_point(
         if best.converged:
             break
         change = _imbalance(G - Z, G, penalty * geometry.adjoint(Z - before), pull)
-        penalty, U = penalty * change, U / change
+        if change != 1.0:
+            penalty, U = penalty * change, U / change
+            weight = 1.0 + penalty * geometry.curvature
     return best
 
 
 def excess(A: Tensor) -> tuple[Tensor, Tensor]:
     """``A - Z``, Z its projection on the unit spectral ball, and the singular values of the difference."""
     wide = A.shape[0] <= A.shape[1]
-    squares, vectors = torch.linalg.eigh(A @ A.T if wide else A.T @ A)
-    first = int((squares <= 1.0).sum())  # ascending
-    Q, s = vectors[:, first:], squares[first:].sqrt()
-    scaled = Q * (1.0 - 1.0 / s)
-    return (scaled @ (Q.T @ A) if wide else (A @ Q) @ scaled.T), s - 1.0
+    squares, Q = torch.linalg.eigh(A @ A.T if wide else A.T @ A)
+    s = squares.clamp_(min=1.0).sqrt_()
+    cut = s - 1.0
+    scaled = Q * (cut / s)
+    return (scaled @ (Q.T @ A) if wide else (A @ Q) @ scaled.T), cut
 
 
 def spectral_norm(A: Tensor) -> float:
