@@ -47,17 +47,23 @@ class Record:
         return max(1.0 - (self._lower / self._rho) ** 0.5, 0.0) if self._rho > 0 else 0.0
 
     @property
+    def _closed(self) -> float:
+        """lower / rho: while it is small it says more of the progress than the gap does."""
+        return self._lower / self._rho if self._rho > 0 else 1.0
+
+    @property
     def solved(self) -> bool:
         return self.gap <= self._rtol
 
     def add(self, point: Iterate, lower: float) -> None:
         """Take note of a strictly feasible point and of a lower bound on the optimum."""
-        before = self.gap
+        before, closed = self.gap, self._closed
         if point.rho < self._rho:
             self._rho, self._best = point.rho, point.y
         self._lower = max(self._lower, lower)
         self.iterations += 1
-        self.idle = 0 if point.X is None or self.gap < 0.9 * before else self.idle + 1
+        idle = point.X is not None and self.gap >= 0.9 * before and self._closed <= 1.2 * closed
+        self.idle = self.idle + 1 if idle else 0
         if point.X is not None:
             self._path.setdefault(min((g for g in _WARM_GAPS if g >= self.gap), default=1.0), point.y)
         if self._progress is not None:
