@@ -279,7 +279,7 @@ def test_deep_networks_reach_the_gap() -> None:
 
 @pytest.mark.parametrize(("width", "depth", "seed"), [(30, 10, 0), (30, 12, 3), (40, 8, 2)])
 def test_deep_networks_whose_first_steps_are_short(width: int, depth: int, seed: int) -> None:
-    """Of their kind, one in five stalled at a gap of 0.98 under Mehrotra's rule for sigma."""
+    """Of their kind, one in five stalled at a gap of 0.98 by Mehrotra's rule for sigma."""
     solution = solve(chain((4, *[width] * depth, 1), seed))
     assert solution.ending == "solved"
 

@@ -15,10 +15,10 @@ Mehrotra 1992):
    which it is positive.
 3. Both sides stay feasible, so X Z has trace rho - tr(C X), tr(C X) is a lower bound on the optimum at any time, and
    any iterate is a valid proposal. The gap is known without forming a product.
-4. sigma follows the lengths of the steps before, not those of the predictor (``iterate``). Step lengths, to 2 %: a
-   bracket of Cholesky factorisations up to 250 rows, above it Lanczos in the norm of the matrix, less its error bound
-   (``definite``). The second-order term enters the right-hand side through row sums, so a step needs two dense
-   products.
+4. sigma follows the predictor and the lengths of the steps before alike (``iterate``). Step lengths, to 2 % (10 % for
+   the predictor): a bracket of Cholesky factorisations up to 250 rows, above it Lanczos in the norm of the matrix, less
+   its error bound (``definite``). The part of the way to the boundary that is taken grows with the predictor's steps,
+   as in SDPT3. The second-order term enters the right-hand side through row sums, so a step needs two dense products.
 5. The Schur complement is equilibrated, shifted only if its Cholesky fails, and refined (``linear``).
 
 Nothing that leaves here is believed: it is a proposal for :mod:`lightning_lipschitz.certificate`.

@@ -13,8 +13,8 @@ from lightning_lipschitz.bounds.interior_point.problem import Problem
 from lightning_lipschitz.bounds.interior_point.schur import product_traces, schur_complement
 
 _FIRST_REACH, _MEMORY = 0.55, 0.3
-_SMALLEST_SIGMA = 3e-3
-_ACCURACY = 0.02  # of step lengths
+_SMALLEST_SIGMA = 1e-3
+_ACCURACY, _ROUGH = 0.02, 0.1  # of step lengths, and of the predictor's
 _SHORTEST = 1e-8
 
 
@@ -92,21 +92,30 @@ class System:
 
 
 def advance(problem: Problem, point: Iterate, X: Definite) -> Iterate:
-    """The next pair, from ``point`` with ``point.X = X``.
-
-    How far to aim is decided by how far the last steps could go, which costs nothing. Mehrotra's rule, from the lengths
-    of the predictor's steps, takes a seventh of the time and stalls on some deep networks, as does the last step alone.
-    """
+    """The next pair, from ``point`` with ``point.X = X``."""
     system = System(problem, X.matrix, point.Z.inverse)
     gap = point.rho - float(problem.value(X.matrix))
-    sigma = max((1.0 - point.reach) ** 1.5, _SMALLEST_SIGMA)
-    fraction = 0.9 + 0.08 * point.reach
     dy, dX = system.direction(0.0)
+    primal = X.step_length(dX, 0.95, _ROUGH)
+    dual = point.Z.step_length(problem.combine(dy), 0.95, _ROUGH)
+    ahead = gap + dual * float(dy[0]) - primal * float(problem.value(dX))
+    sigma, fraction = _sigma(ahead / gap, point.reach), 0.9 + 0.09 * min(primal, dual)
     dy, dX = system.direction(sigma * gap / problem.size, system.second_order(dy, dX))
     primal = X.step_length(dX, fraction, _ACCURACY)
     dual = point.Z.step_length(problem.combine(dy), fraction, _ACCURACY)
     reach = _MEMORY * point.reach + (1.0 - _MEMORY) * min(primal, dual)
     return replace(point.moved(problem, dy, dual), X=_moved(X, dX, primal), reach=reach)
+
+
+def _sigma(left: float, reach: float) -> float:
+    """How much of mu to keep: the geometric mean of two rules.
+
+    Mehrotra's looks at the part of the gap that the predictor would leave. On deep networks it can be near one for
+    steps on end, though the steps then taken are long; the other looks only at how long the last steps were, and aims
+    too low on wide networks.
+    """
+    mehrotra = min(1.0, max(left, 0.0) ** 3)
+    return max((mehrotra * (1.0 - reach) ** 1.5) ** 0.5, _SMALLEST_SIGMA)
 
 
 def _moved(X: Definite, dX: Tensor, length: float) -> Definite:
