@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -115,7 +116,7 @@ def _sigma(left: float, reach: float) -> float:
     too low on wide networks.
     """
     mehrotra = min(1.0, max(left, 0.0) ** 3)
-    return max((mehrotra * (1.0 - reach) ** 1.5) ** 0.5, _SMALLEST_SIGMA)
+    return max(math.sqrt(mehrotra * (1.0 - reach) ** 1.5), _SMALLEST_SIGMA)
 
 
 def _moved(X: Definite, dX: Tensor, length: float) -> Definite:
