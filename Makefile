@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # One thread a process: the workers of the test run, and small matrices, lose by more.
 ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all docs lint format clean
 
 demo: $(VENV)/ready
 	$(ENVIRONMENT) $(BIN)/lightning-lipschitz demo
@@ -22,6 +22,9 @@ test: $(VENV)/ready
 
 test-all: $(VENV)/ready
 	$(ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) -m "slow or not slow"
+
+docs: $(VENV)/ready
+	$(BIN)/mkdocs build --strict
 
 lint: $(VENV)/ready
 	$(BIN)/pip install --quiet ruff mypy

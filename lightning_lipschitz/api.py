@@ -40,11 +40,9 @@ def certify(
     r"""A proved upper bound L of the l2 Lipschitz constant: :math:`|f(x) - f(x')|_2 \le L\, |x - x'|_2` for all inputs.
 
     The bound is global, in eval mode, of the function between the flattened input and the flattened output, and it
-    does not
-    use the biases: a network may be less steep than any such bound. Source: Fazlyab et al., "Efficient and accurate
-        estimation of
-    Lipschitz constants for deep neural networks", NeurIPS 2019; see :mod:`lightning_lipschitz.certificate.lmi` for the
-    theorem.
+    does not use the biases: a network may be less steep than any such bound. Source: Fazlyab et al., "Efficient and
+    accurate estimation of Lipschitz constants for deep neural networks", NeurIPS 2019; see
+    :mod:`lightning_lipschitz.certificate.lmi` for the theorem.
 
     Args:
         model: any ``nn.Module`` (also a LightningModule); or weight matrices, shape (outputs, inputs), first layer
@@ -97,7 +95,9 @@ def verify(
 
     Args:
         certificate: of :func:`certify` or ``Certificate.load``.
-        model, example_input, slopes: as in :func:`certify`.
+        model: as in :func:`certify`.
+        example_input: as in :func:`certify`.
+        slopes: as in :func:`certify`.
 
     Returns:
         ``certificate.upper_bound``, l2 output change per l2 input change, now proved of ``model``.

@@ -55,8 +55,8 @@ def _add_certify(commands: Any) -> None:
 
 def _add_verify(commands: Any) -> None:
     command = commands.add_parser("verify", help="prove a certificate again, on the weights at hand")
-    command.add_argument("certificate", metavar="CERTIFICATE")
-    command.add_argument("weights", metavar="WEIGHTS")
+    command.add_argument("certificate", metavar="CERTIFICATE", help="of `certify`; or a checkpoint that holds its own")
+    command.add_argument("weights", metavar="WEIGHTS", nargs="?", help="by default, those of the checkpoint")
     command.add_argument("--slopes", nargs=2, type=float, default=(0.0, 1.0), metavar=("ALPHA", "BETA"))
     command.set_defaults(run=_verify)
 
@@ -90,9 +90,21 @@ def _certify(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
+    if options.weights is None:
+        _verify_checkpoint(options)
+        return
     certificate = Certificate.load(options.certificate)
     bound = api.verify(certificate, read_weights(options.weights), slopes=tuple(options.slopes))
     sys.stdout.write(f"proved: {bound!r} is an upper bound of the Lipschitz constant\n")
+
+
+def _verify_checkpoint(options: argparse.Namespace) -> None:
+    from lightning_lipschitz.checkpoint_files import prove_checkpoint
+
+    for found in prove_checkpoint(options.certificate, tuple(options.slopes)):
+        what = f"`{found.module}`" if found.module else "the model"
+        bound = found.certificate.upper_bound
+        sys.stdout.write(f"{found.key}: proved: {bound!r} is an upper bound of the Lipschitz constant of {what}\n")
 
 
 def _demo(options: argparse.Namespace) -> None:

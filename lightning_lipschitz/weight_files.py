@@ -24,8 +24,7 @@ def read_weights(path: str | os.PathLike[str]) -> list[Array]:
     """The weight matrices in a file, first layer first, shape (outputs, inputs) each, float64.
 
     Vectors are taken for biases and left out: they play no part in a global bound. The order is that of the file; in
-        safetensors, which keeps
-    none, that of the names, numbers counted as numbers.
+    safetensors, which keeps none, that of the names, numbers counted as numbers.
 
     * ``.npz``: every matrix in it.  * ``.mat``: the cell array ``weights`` (LipSDP), or every matrix.
     * ``.pt``, ``.pth``, ``.ckpt``: a state dict, or a checkpoint with one under ``state_dict``.  * ``.safetensors``.

@@ -21,7 +21,7 @@ LEVELS = [
     {"projection", "metrics"},
     {"callbacks"},
     {"mixins"},
-    {"demo"},
+    {"demo", "checkpoint_files"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -45,6 +45,22 @@ def from_plain(plain: Mapping[str, Any]) -> Certificate:
     return Certificate(**scalars, status=Status[plain["status"]], proof=proof)
 
 
+def stamped_certificates(checkpoint: Mapping[str, Any]) -> dict[str, Certificate]:
+    """The certificates in a checkpoint by their keys: "lipschitz", "admm", "barrier", or these with a submodule's name.
+
+    Args:
+        checkpoint: as ``torch.load`` returns it.
+
+    What they claim is not checked here: pass them to :func:`lightning_lipschitz.verify` with the module.
+
+    Example:
+        >>> stamped_certificates({"state_dict": {}, "epoch": 3})
+        {}
+    """
+    stamps = {key: value for key, value in checkpoint.items() if isinstance(value, Mapping)}
+    return {key: from_plain(value) for key, value in stamps.items() if "network_digest" in value and "proof" in value}
+
+
 class SaveGate:
     """Wraps ``on_save_checkpoint`` of one LightningModule instance: the only hook that every save passes.
 
