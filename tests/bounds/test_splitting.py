@@ -95,6 +95,16 @@ def test_workers_map_in_order_and_raise():
         map_in_processes(exit, [3, 3], workers=2)
 
 
+@pytest.mark.parametrize(("depth", "parts"), [(1, 1), (24, 1), (25, 2), (40, 2), (72, 3), (100, 5)])
+def test_deep_networks_are_split_evenly(depth, parts):
+    network = chain((3, *[2] * depth, 1))
+    found = pieces(network, cost.cuts(network, None))
+    assert len(found) == parts
+    layers = [len(part.layers) for part in found]
+    assert max(layers) <= cost.DEEPEST
+    assert max(layers) - min(layers) <= 2
+
+
 def test_the_cost_model_splits_what_is_too_large():
     assert cost.cuts(chain((5, 50, 50, 2)), None) == ()
     deep = chain((2, *[60] * 100, 2))
