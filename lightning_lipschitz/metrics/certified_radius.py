@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,7 +113,5 @@ class CertifiedRadius(RadiusMetric):
         return dim_zero_cat(self.radii)
 
     def _at(self, q: float) -> Tensor:
-        return torch.quantile(self._all().clamp(max=_LARGEST), q, interpolation="lower")
-
-
-_LARGEST = torch.finfo(torch.float64).max  # `quantile` may subtract neighbours: infinity would give NaN
+        radii = self._all().sort().values
+        return radii[math.floor(q * (len(radii) - 1))]
