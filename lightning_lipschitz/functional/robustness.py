@@ -117,7 +117,12 @@ def _signed(scores: Tensor, leader: Tensor) -> Tensor:
 
 def _read(logits: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
     """Logits as float64 (exact), shape (batch, classes), and the class that is to lead."""
-    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim not in (1, 2) or not logits.numel():
+    if (
+        not isinstance(logits, Tensor)
+        or not logits.is_floating_point()
+        or logits.ndim not in (1, 2)
+        or not logits.numel()
+    ):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ArgumentError("logits", found, "a floating-point tensor of shape (batch, classes), not empty")
     scores = logits.cpu() if logits.device.type == "mps" else logits  # MPS has no float64
@@ -130,15 +135,20 @@ def _read(logits: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
     leader = target.reshape(-1).to(scores.device).long()
     classes = 2 if binary else scores.shape[1]
     if bool(((leader < 0) | (leader >= classes) | (leader != target.reshape(-1).to(scores.device))).any()):
-        raise ArgumentError("target", sorted(set(target.flatten().tolist()))[:8], f"class numbers from 0 to {classes - 1}")
+        raise ArgumentError(
+            "target", sorted(set(target.flatten().tolist()))[:8], f"class numbers from 0 to {classes - 1}"
+        )
     return scores, leader
 
 
 def _constant(lipschitz: float | Tensor, scores: Tensor) -> Tensor:
-    constant = torch.as_tensor(lipschitz).to(scores)
+    # A Python float would become float32, possibly a smaller number.
+    constant = (lipschitz if isinstance(lipschitz, Tensor) else torch.tensor(lipschitz, dtype=scores.dtype)).to(scores)
     classes = scores.shape[1]
     if constant.ndim and (constant.shape != (classes, classes) or classes == 1):
-        raise ShapeError("`lipschitz`", tuple(constant.shape), f"one number, or ({classes}, {classes}) for these logits")
+        raise ShapeError(
+            "`lipschitz`", tuple(constant.shape), f"one number, or ({classes}, {classes}) for these logits"
+        )
     if not bool((constant >= 0).all()):
         raise ArgumentError("lipschitz", lipschitz, "a bound >= 0, or a matrix of such bounds")
     return constant

@@ -62,7 +62,7 @@ def _constant(value: Lipschitz) -> Tensor:
         return torch.tensor(value.upper_bound, dtype=torch.float64)
     array = value.matrix if isinstance(value, PairwiseBounds) else value
     try:
-        constant = torch.tensor(np.asarray(torch.as_tensor(array).detach().cpu().double()))
+        constant = _double(array)
     except (TypeError, ValueError, RuntimeError):
         raise ArgumentError("lipschitz", value, _ACCEPTED) from None
     square = constant.ndim == 2 and constant.shape[0] == constant.shape[1]
@@ -71,12 +71,18 @@ def _constant(value: Lipschitz) -> Tensor:
     return constant
 
 
+def _double(values: Any) -> Tensor:
+    """A copy as float64. A Python float does not pass through float32, which may be smaller."""
+    given = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
+    return torch.from_numpy(np.array(given, dtype=np.float64))
+
+
 _ACCEPTED = "a bound >= 0, a square matrix of such bounds, a Certificate or PairwiseBounds"
 
 
 def _smallest(scale: Scale) -> float:
     try:
-        values = torch.as_tensor(scale).double().flatten()
+        values = _double(scale).flatten()
     except (TypeError, ValueError, RuntimeError):
         values = torch.zeros(0)
     if not len(values) or not bool(((values > 0) & values.isfinite()).all()):

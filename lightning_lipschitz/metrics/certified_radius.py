@@ -89,8 +89,8 @@ class CertifiedRadius(RadiusMetric):
             radii = self._all().sort().values
         if at is None:
             finite = radii[radii.isfinite()]
-            at = torch.linspace(0.0, float(finite.max()) if len(finite) else 1.0, 101)
-        places = torch.as_tensor(at).to(radii)
+            at = torch.linspace(0.0, float(finite.max()) if len(finite) else 1.0, 101, dtype=torch.float64)
+        places = (at if isinstance(at, Tensor) else torch.tensor(at, dtype=torch.float64)).to(radii)
         above = len(radii) - torch.searchsorted(radii, places, right=True)
         return places, above.float() / len(radii)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pytorch_lightning import seed_everything
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -88,7 +89,7 @@ def test_radii_that_cannot_be_used(radii):
 def test_nothing_else_changes(fit):
     seen = []
     for radii in ((), RADII):
-        torch.manual_seed(0)
+        seed_everything(0, verbose=False)
         module = Noisy()
         trainer = fit(module, LipschitzCallback(lower_bound=False, certified_radii=radii))
         seen.append((module.state_dict(), trainer.callback_metrics["val_loss"].item(), torch.rand(3)))
