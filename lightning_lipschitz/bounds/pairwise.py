@@ -60,7 +60,7 @@ def difference(network: Network, pair: Pair) -> Network:
 def shared_proposals(network: Network, whole: Multipliers) -> dict[Pair, Multipliers]:
     """For each pair the best point of the ray through ``whole``, on a grid of r; empty where no factorisation runs."""
     form = _Form(network, whole)
-    best = {pair: (np.inf, 0.0) for pair in pairs(network.output.size)}  # rho, s
+    best = dict.fromkeys(pairs(network.output.size), (np.inf, 0.0))  # rho, s
     for r in whole.rho * _RATIOS:
         gram = form.gram(r)
         if gram is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_lipschitz._lightning import LightningModule, Trainer, isolate_rng, rank_zero_warn
@@ -96,7 +95,7 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def _logits(module: nn.Module, x: Tensor) -> Tensor:
-    with isolate_rng(include_cuda=x.is_cuda), undisturbed(module):  # type: ignore[no-untyped-call]
+    with isolate_rng(include_cuda=x.is_cuda), undisturbed(module):
         parameter = next((p for p in module.parameters() if p.is_floating_point()), x)
         logits = module(x.to(parameter.dtype) if x.is_floating_point() else x)
     if not isinstance(logits, Tensor) or logits.ndim > 2:

@@ -105,7 +105,7 @@ class CertifiedRadius(RadiusMetric):
             Figure and axis.
         """
         drawn = self.curve() if curve is None else curve
-        return plot_curve(drawn, ax=ax, label_names=("l2 radius", "certified accuracy"), name=type(self).__name__)
+        return plot_curve(drawn, ax=ax, label_names=("l2 radius", "certified accuracy"), name=type(self).__name__)  # type: ignore[arg-type]  # it takes two
 
     def _all(self) -> Tensor:
         if not len(self.radii):
