@@ -37,7 +37,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Names of callbacks, metrics and mixins are imported when first used: certifying weights does not wait for Lightning."""
+    """Names of callbacks, metrics and mixins are imported when first used: certifying weights needs no Lightning."""
     if name in __all__:
         from lightning_lipschitz import callbacks, metrics, mixins
 

@@ -52,7 +52,7 @@ class RadiusMetric(Metric):
             raise ArgumentError("lipschitz", None, "set before the first batch: a bound, or what `certify` returned")
         constant = self._lipschitz
         radii = certified_radius(logits.detach(), constant, target, logit_error=self.logit_error)
-        return radii * self.scale * (1.0 - 2.0**-51)
+        return radii if self.scale == 1.0 else radii * self.scale * (1.0 - 2.0**-51)
 
 
 def _constant(value: Lipschitz) -> Tensor:
