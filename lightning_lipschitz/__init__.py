@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 from lightning_lipschitz.api import certify, lower_bound, verify
 from lightning_lipschitz.bounds.lower import LowerBound
 from lightning_lipschitz.certificate import Certificate, Status
+from lightning_lipschitz.pairwise import PairwiseBounds, pairwise_bounds
 from lightning_lipschitz.projection import project
 
 if TYPE_CHECKING:
     from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, LipschitzCallback
+    from lightning_lipschitz.metrics import CertifiedAccuracy, CertifiedRadius, LipschitzLowerBound
     from lightning_lipschitz.mixins import ClipConfig, CLIPMixin
 
 __version__ = "0.1.0"
@@ -16,23 +18,29 @@ __version__ = "0.1.0"
 __all__ = [
     "CLIPMixin",
     "Certificate",
+    "CertifiedAccuracy",
+    "CertifiedRadius",
     "ClipConfig",
     "LipschitzADMM",
     "LipschitzBarrier",
     "LipschitzCallback",
+    "LipschitzLowerBound",
     "LowerBound",
+    "PairwiseBounds",
     "Status",
     "certify",
     "lower_bound",
+    "pairwise_bounds",
     "project",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Names that need Lightning are imported when they are first used: certifying weights does not wait for it."""
+    """Names of callbacks, metrics and mixins are imported when first used: certifying weights needs no Lightning."""
     if name in __all__:
-        from lightning_lipschitz import callbacks, mixins
+        from lightning_lipschitz import callbacks, metrics, mixins
 
-        return getattr(mixins if name in mixins.__all__ else callbacks, name)
+        room = next(room for room in (callbacks, metrics, mixins) if name in room.__all__)
+        return getattr(room, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

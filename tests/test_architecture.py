@@ -18,6 +18,7 @@ LEVELS = [
     {"functional"},
     {"bounds", "extraction", "_lightning", "weight_files"},
     {"api"},
+    {"pairwise"},
     {"projection", "metrics"},
     {"callbacks"},
     {"mixins"},

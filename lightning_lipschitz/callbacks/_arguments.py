@@ -42,5 +42,11 @@ def require_flag(owner: str, name: str, value: Any) -> None:
     require(isinstance(value, bool), owner, name, value, "True or False")
 
 
+def require_radii(owner: str, name: str, value: Any) -> None:
+    listed = isinstance(value, (list, tuple)) and all(_is_number(radius) and 0 <= radius < math.inf for radius in value)
+    accepted = "a list of different finite distances >= 0"
+    require(listed and len({f"{radius:g}" for radius in value}) == len(value), owner, name, value, accepted)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and type(value) is not bool

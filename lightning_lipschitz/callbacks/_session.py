@@ -90,6 +90,10 @@ class Session:
             )
         return True
 
+    def is_measured(self, trainer: Trainer) -> bool:
+        """Whether the last measurement was of the weights as they are now."""
+        return self._measured is not None and self._weights(trainer) == self._measured
+
     def _weights(self, trainer: Trainer) -> tuple[int, ...]:
         """Changes whenever the weights may have: steps taken, batches seen (running statistics), averages made."""
         average = averaged_model(trainer)

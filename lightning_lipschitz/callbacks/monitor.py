@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning_lipschitz._lightning import Callback, LightningModule, Trainer
 from lightning_lipschitz.callbacks import _labels as labels
+from lightning_lipschitz.callbacks._accuracy import ValidationAccuracy
 from lightning_lipschitz.callbacks._arguments import (
     require,
     require_choice,
@@ -13,6 +15,7 @@ from lightning_lipschitz.callbacks._arguments import (
     require_flag,
     require_fraction,
     require_positive,
+    require_radii,
 )
 from lightning_lipschitz.callbacks._measure import Record, Settings
 from lightning_lipschitz.callbacks._report import Report
@@ -44,6 +47,8 @@ class LipschitzCallback(Callback):
     * ``lipschitz/relative_gap``: duality gap of the solver's answer. Absent for methods that have none.
     * ``lipschitz/seconds``: wall time of all this.
     * ``lipschitz/solver_ok``: 1 if the method reached its goal, 0 if the bound is a fallback.
+    * ``lipschitz/certified_accuracy_0.5`` for ``certified_radii=[0.5]``: the share of the validation set that is
+      classified right, and so is every input within that distance. See :class:`~lightning_lipschitz.CertifiedAccuracy`.
 
     In every checkpoint, ``checkpoint["lipschitz"]`` holds the certificate: its scalars, the ``epoch`` and
     ``global_step`` it belongs to, and the numbers that prove it. With several instances, one for each submodule, the
@@ -63,6 +68,9 @@ class LipschitzCallback(Callback):
         lower_bound: whether to sample a lower bound as well.
         max_lipschitz: warn, once a fit, when the certified bound is above this.
         prog_bar: whether to show the upper bound in the progress bar.
+        certified_radii: l2 distances, in the units of the module's input, at which to log certified accuracy after each
+            validation that was certified. Takes validation batches ``(x, y)`` of inputs of the module, whose output is
+            logits, and class numbers; costs one more forward a batch.
 
     Attributes:
         history: one dictionary of plain Python values a measurement: ``epoch``, ``global_step``, ``upper_bound``,
@@ -98,6 +106,7 @@ class LipschitzCallback(Callback):
         lower_bound: bool = True,
         max_lipschitz: float | None = None,
         prog_bar: bool = True,
+        certified_radii: Sequence[float] = (),
     ) -> None:
         super().__init__()
         owner = type(self).__name__
@@ -110,6 +119,7 @@ class LipschitzCallback(Callback):
         require_flag(owner, "lower_bound", lower_bound)
         require_positive(owner, "max_lipschitz", max_lipschitz, optional=True)
         require_flag(owner, "prog_bar", prog_bar)
+        require_radii(owner, "certified_radii", certified_radii)
         self.every_n_epochs = every_n_epochs
         self.module = module
         self.method = method
@@ -119,6 +129,7 @@ class LipschitzCallback(Callback):
         self.lower_bound = lower_bound
         self.max_lipschitz = max_lipschitz
         self.prog_bar = prog_bar
+        self.certified_radii = certified_radii
         self.history: list[dict[str, Any]] = []
         self._forget()
 
@@ -129,6 +140,7 @@ class LipschitzCallback(Callback):
         self._session: Session | None = None
         self._gate: SaveGate | None = None
         self._first_epoch: int | None = None
+        self._accuracy = ValidationAccuracy(self.certified_radii, self.module)
 
     # Life of a fit
 
@@ -166,6 +178,22 @@ class LipschitzCallback(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._measure_if_due(trainer, pl_module)
+            fresh = self._session is not None and self._session.is_measured(trainer)
+            self._accuracy.start(trainer, pl_module, self.certificate if fresh else None)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._accuracy.see(trainer, pl_module, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._accuracy.log(pl_module, self._report.prefix)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._measure_if_due(trainer, pl_module)

@@ -1,5 +1,6 @@
-"""Pure torch: pairs of inputs pushed up-hill, and the penalty on the slope that they show."""
+"""Pure torch: pairs of inputs pushed up-hill, the penalty on the slope that they show; margins and certified radii."""
 
 from lightning_lipschitz.functional.clip import Pairs, ascend, initial_pairs, penalty, quotients
+from lightning_lipschitz.functional.robustness import certified_radius, margins
 
-__all__ = ["Pairs", "ascend", "initial_pairs", "penalty", "quotients"]
+__all__ = ["Pairs", "ascend", "certified_radius", "initial_pairs", "margins", "penalty", "quotients"]

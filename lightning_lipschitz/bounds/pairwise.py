@@ -1,0 +1,121 @@
+r"""Bounds of every difference of two outputs, from one point of the LMI.
+
+With T(lambda) the part of ``M(rho, lambda) = rho E + T(lambda) - F'F`` that the multipliers make (E the input's block,
+F the output map, see :mod:`lightning_lipschitz.certificate.lmi`) and ``c = F_i - F_j``, the difference ``f_i - f_j``
+has the constant sqrt(rho) if ``rho E + T(s lambda) >= cc'`` for some s > 0. T is linear; put ``rho = s r``. Then the
+condition is ``s >= c'(r E + T)^{-1} c`` and the best rho of all s is the least of
+
+    r c'(r E + T)^{-1} c = r (G_ii + G_jj - 2 G_ij),      G(r) = F (r E + T)^{-1} F',
+
+over r: one factorisation a value of r serves all pairs. At r = rho of the whole network, G <= I, so that no pair comes
+out above sqrt(2) times the bound of the whole. Nothing here is believed: each pair is proved by the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
+
+from lightning_lipschitz.certificate import Multipliers
+from lightning_lipschitz.network import Affine, Array, Network, Term
+
+Pair = tuple[int, int]
+
+_RATIOS = np.geomspace(1.0 / 16.0, 64.0, 81)  # of r to rho of the whole network; neighbours differ by 9 %
+_INWARDS = 1e-9  # relative: proposals lie this much inside of the boundary
+_ROUNDING = 1.0000001 * 2.0**-53
+
+
+def pairs(classes: int) -> tuple[Pair, ...]:
+    """(0, 1), (0, 2) ... (K - 2, K - 1)."""
+    return tuple(combinations(range(classes), 2))
+
+
+def difference(network: Network, pair: Pair) -> Network:
+    """The network of ``f_i - f_j``, its rows rounded to float64 and the rounding accounted for.
+
+    Subtraction has a relative error of 2^-53 an entry, and a matrix within a Frobenius distance d has rows whose
+    difference lies within sqrt(2) d.
+
+    Example:
+        >>> difference(Network.from_weights([[[1.0, 2.0], [3.0, 5.0]]]), (1, 0)).output.terms[0].matrix
+        array([[2., 3.]])
+    """
+    i, j = pair
+
+    def row(term: Term) -> Term:
+        matrix = term.matrix[i : i + 1] - term.matrix[j : j + 1]
+        own = _ROUNDING * float(np.sum(np.abs(matrix)))  # not below the Frobenius norm, and it cannot underflow
+        return Term(term.source, matrix, 1.0000001 * (own + 1.4142136 * term.rounding))
+
+    terms = tuple(row(term) for term in network.output.terms)
+    bias = network.output.bias[i : i + 1] - network.output.bias[j : j + 1]
+    return replace(network, output=Affine(terms, bias))
+
+
+def shared_proposals(network: Network, whole: Multipliers) -> dict[Pair, Multipliers]:
+    """For each pair the best point of the ray through ``whole``, on a grid of r; empty where no factorisation runs."""
+    form = _Form(network, whole)
+    best = dict.fromkeys(pairs(network.output.size), (np.inf, 0.0))  # rho, s
+    for r in whole.rho * _RATIOS:
+        gram = form.gram(r)
+        if gram is None:
+            continue
+        for (i, j), (least, _) in best.items():
+            s = float(gram[i, i] + gram[j, j] - 2.0 * gram[i, j])
+            if 0 < s * r < least:
+                best[i, j] = (s * r, s)
+    return {
+        pair: Multipliers(rho * (1.0 + _INWARDS), tuple(s * values for values in whole.values))
+        for pair, (rho, s) in best.items()
+        if np.isfinite(rho)
+    }
+
+
+class _Form:
+    """``r E + T(lambda)`` with the input eliminated: T's own block of the input is diagonalised once."""
+
+    def __init__(self, network: Network, point: Multipliers) -> None:
+        x, layers = network.input_size, network.layers
+        lam = np.concatenate([*point.values, np.zeros(0)])
+        alpha, beta = (np.concatenate([*(getattr(layer, name) for layer in layers), []]) for name in ("alpha", "beta"))
+        rows = _dense([layer.affine for layer in layers], network.sizes)
+        output = _dense([network.output], network.sizes)
+        sums, products = (lam * (alpha + beta))[:, None], (2.0 * lam * alpha * beta)[:, None]
+        inner, outer = rows[:, x:], rows[:, :x]
+        self._zz = np.diag(2.0 * lam) - sums * inner - (sums * inner).T + inner.T @ (products * inner)
+        self._zx, self._fx, self._fz = inner.T @ (products * outer) - sums * outer, output[:, :x], output[:, x:]
+        self._eigenvalues = np.zeros(x)
+        if np.any(products):
+            self._eigenvalues, basis = eigh(outer.T @ (products * outer))
+            self._zx, self._fx = self._zx @ basis, self._fx @ basis
+
+    def gram(self, r: float) -> Array | None:
+        """G(r), shape (classes, classes), or None where ``r E + T`` is not positive definite."""
+        shifted = r + self._eigenvalues
+        if not np.all(shifted > 0):
+            return None
+        weighted = self._zx / shifted
+        across = self._fz - self._fx @ weighted.T
+        try:
+            factor = cho_factor(self._zz - weighted @ self._zx.T, lower=True, check_finite=False)
+        except LinAlgError:
+            return None
+        gram: Array = (self._fx / shifted) @ self._fx.T + across @ cho_solve(factor, across.T, check_finite=False)
+        return gram if np.all(np.isfinite(gram)) else None
+
+
+def _dense(affines: Sequence[Affine], sizes: Sequence[int]) -> Array:
+    """The maps as one matrix over all sources."""
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    matrix = np.zeros((sum(affine.size for affine in affines), int(starts[-1])))
+    row = 0
+    for affine in affines:
+        for term in affine.terms:
+            matrix[row : row + affine.size, starts[term.source] : starts[term.source + 1]] = term.matrix
+        row += affine.size
+    return matrix

@@ -1,0 +1,90 @@
+"""What the metrics of certified radii share: the constant, the units, the radii of a batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_lipschitz.certificate import Certificate
+from lightning_lipschitz.errors import ArgumentError, CertificateError
+from lightning_lipschitz.functional.robustness import certified_radius
+from lightning_lipschitz.pairwise import PairwiseBounds
+
+Lipschitz: TypeAlias = float | Tensor | Certificate | PairwiseBounds
+Scale: TypeAlias = float | Sequence[float] | Tensor
+
+
+class RadiusMetric(Metric):
+    r"""A metric of certified radii in the units of raw inputs.
+
+    If the model sees ``(x - mean) / std`` channel by channel, then a change dx of the raw input is one of
+    ``|dx / std| <= |dx| / min(std)`` of what the model sees, so a radius of the model times min(std) is one of raw
+    inputs. That is ``scale``: the ``std`` of the normalisation, and 1 where the model normalises by itself or radii in
+    normalised units are wanted.
+    """
+
+    def __init__(self, lipschitz: Lipschitz | None, scale: Scale, logit_error: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.lipschitz = lipschitz
+        self.scale = _smallest(scale)
+        if not (isinstance(logit_error, (int, float)) and 0 <= logit_error < math.inf):
+            raise ArgumentError("logit_error", logit_error, "a finite number >= 0")
+        self.logit_error = logit_error
+
+    @property
+    def lipschitz(self) -> Tensor | None:
+        """The constant in use, float64: one number, or a matrix for the pairs. Set it anew when weights change."""
+        return self._lipschitz
+
+    @lipschitz.setter
+    def lipschitz(self, value: Lipschitz | None) -> None:
+        self._lipschitz = None if value is None else _constant(value)
+
+    def _radii(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Shape (batch,), float64, rounded down, raw units."""
+        if self._lipschitz is None:
+            raise ArgumentError("lipschitz", None, "set before the first batch: a bound, or what `certify` returned")
+        constant = self._lipschitz
+        radii = certified_radius(logits.detach(), constant, target, logit_error=self.logit_error)
+        return radii if self.scale == 1.0 else radii * self.scale * (1.0 - 2.0**-51)
+
+
+def _constant(value: Lipschitz) -> Tensor:
+    if isinstance(value, Certificate):
+        if not value.certified:
+            raise CertificateError(f"this result proves nothing and gives no certified radius: {value.status.value}")
+        return torch.tensor(value.upper_bound, dtype=torch.float64)
+    array = value.matrix if isinstance(value, PairwiseBounds) else value
+    try:
+        constant = _double(array)
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentError("lipschitz", value, _ACCEPTED) from None
+    square = constant.ndim == 2 and constant.shape[0] == constant.shape[1]
+    if not (constant.ndim == 0 or square) or not bool((constant >= 0).all()):
+        raise ArgumentError("lipschitz", value, _ACCEPTED)
+    return constant
+
+
+def _double(values: Any) -> Tensor:
+    """A copy as float64. A Python float does not pass through float32, which may be smaller."""
+    given = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
+    return torch.from_numpy(np.array(given, dtype=np.float64))
+
+
+_ACCEPTED = "a bound >= 0, a square matrix of such bounds, a Certificate or PairwiseBounds"
+
+
+def _smallest(scale: Scale) -> float:
+    try:
+        values = _double(scale).flatten()
+    except (TypeError, ValueError, RuntimeError):
+        values = torch.zeros(0)
+    if not len(values) or not bool(((values > 0) & values.isfinite()).all()):
+        raise ArgumentError("scale", scale, "the std of the normalisation: a number > 0, or one for each channel")
+    return float(values.min())

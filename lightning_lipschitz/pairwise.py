@@ -1,0 +1,213 @@
+"""Certified constants of every difference of two outputs: what decides between two classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Any, TypeAlias, get_args
+
+import numpy as np
+
+from lightning_lipschitz.api import Model, read
+from lightning_lipschitz.bounds.outcome import Clock
+from lightning_lipschitz.bounds.pairwise import Pair, difference, pairs, shared_proposals
+from lightning_lipschitz.bounds.search import certify_network
+from lightning_lipschitz.bounds.settings import Method, Settings, Solver
+from lightning_lipschitz.bounds.signing import sign
+from lightning_lipschitz.certificate import Certificate, Multipliers, Proof, prove
+from lightning_lipschitz.certificate.floating_point import round_up, sqrt_up
+from lightning_lipschitz.errors import ArgumentError, CertificateError, SolverError
+from lightning_lipschitz.network import Array, Network
+
+Proved: TypeAlias = tuple[float, Proof | None]
+
+_METHODS = tuple(method for method in get_args(Method) if method != "lipsdp-network")
+
+
+@dataclass(frozen=True, eq=False)
+class PairwiseBounds:
+    """Proved l2 Lipschitz bounds of every ``f_i - f_j``.
+
+    Attributes:
+        matrix: shape (classes, classes), float64, read-only; symmetric, zeros on the diagonal. Output units per input
+            unit, as ``Certificate.upper_bound``. No entry is above sqrt(2) times ``whole.upper_bound`` (rounded up).
+        whole: the certificate of the map to all outputs, from which the pairs started.
+        proofs: for each pair (i, j), i < j, what proves the entry of the network of ``f_i - f_j``; None where it is
+            sqrt(2) times the bound of the whole.
+        refined: how many pairs had a search of their own.
+        seconds: wall time of everything.
+    """
+
+    matrix: Array
+    whole: Certificate
+    proofs: Mapping[Pair, Proof | None]
+    refined: int
+    seconds: float
+
+    @property
+    def network_digest(self) -> str:
+        """SHA-256 of the network that the bounds are of."""
+        return self.whole.network_digest
+
+    def verify(self, model: Model, example_input: Any = None) -> Array:
+        """Prove every entry again, on the model at hand; the arguments are those of :func:`pairwise_bounds`.
+
+        Returns:
+            ``matrix``.
+
+        Raises:
+            CertificateError: they belong to another network, or a proof does not hold.
+        """
+        network = read(model, example_input)
+        if network.digest != self.network_digest:
+            raise CertificateError("the pairwise bounds belong to another network. Compute them of this model.")
+        whole = None if self.whole.proof is None else prove(network, self.whole.proof)
+        if whole is None or not whole <= self.whole.upper_bound:
+            raise CertificateError("the proof of the bound of all outputs does not hold.")
+        for (i, j), proof in self.proofs.items():
+            bound = _sqrt2_times(whole) if proof is None else prove(difference(network, (i, j)), proof)
+            if bound is None or not bound <= self.matrix[i, j]:
+                raise CertificateError(f"the proof of the bound of output {i} less output {j} does not hold.")
+        return self.matrix
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"proofs": dict(self.proofs), "whole": replace(self.whole, state=None)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"proofs": MappingProxyType(state["proofs"])})
+        self.matrix.setflags(write=False)
+
+
+def pairwise_bounds(
+    model: Model,
+    example_input: Any = None,
+    *,
+    method: Method = "auto",
+    solver: Solver = "auto",
+    rtol: float = 1e-3,
+    time_limit: float | None = None,
+    refine: bool = True,
+    slopes: tuple[float, float] = (0.0, 1.0),
+) -> PairwiseBounds:
+    r"""Proved bounds of the l2 Lipschitz constants of all differences of two outputs.
+
+    A class i that leads by ``f_i(x) - f_j(x)`` still leads at every input closer than that over the constant of
+    ``f_i - f_j``; sqrt(2) times the constant of f, the other bound of it, is never smaller than what is returned here.
+    One search is done for all outputs; each pair then takes its multipliers, scaled by the best factor (see
+    :mod:`lightning_lipschitz.bounds.pairwise`), or a closed form, and where there is time its own search.
+    Every entry is proved by the kernel.
+
+    Args:
+        model, example_input, slopes: as in :func:`lightning_lipschitz.certify`; at least two outputs.
+        method, solver: as in :func:`lightning_lipschitz.certify`, without "lipsdp-network".
+        rtol: relative duality gap at which each search ends.
+        time_limit: seconds for the searches; half of them at most go to that of all outputs. The rest, reading and
+            proving, is not limited.
+        refine: whether every pair has a search of its own, the largest bounds first. Without it, the cost is little
+            more than that of :func:`lightning_lipschitz.certify`.
+
+    Raises:
+        ArgumentError: a single output, or an argument that cannot be used; else as :func:`lightning_lipschitz.certify`.
+
+    Example:
+        >>> bounds = pairwise_bounds([[[1.0, 2.0], [1.0, -2.0]], [[1.0, 1.0], [1.0, 0.0], [0.0, -2.0]]])
+        >>> bool((bounds.matrix <= 1.4142136 * bounds.whole.upper_bound).all())
+        True
+        >>> bounds.matrix[0, 0], bool(bounds.matrix[0, 1] < bounds.matrix[0, 2])
+        (np.float64(0.0), True)
+    """
+    if method not in _METHODS:
+        raise ArgumentError("method", method, f"one of {', '.join(map(repr, _METHODS))}")
+    if solver not in get_args(Solver):
+        raise ArgumentError("solver", solver, f"one of {', '.join(map(repr, get_args(Solver)))}")
+    if not 0 < rtol < 1:
+        raise ArgumentError("rtol", rtol, "a number between 0 and 1")
+    if time_limit is not None and not 0 < time_limit < np.inf:
+        raise ArgumentError("time_limit", time_limit, "a number of seconds > 0, or None")
+    network = read(model, example_input, slopes)
+    if network.output.size < 2:
+        raise ArgumentError("model", f"{network.output.size} output", "one with two or more outputs; use `certify`")
+    return _Search(network, Settings(method, solver, rtol, time_limit), refine).run()
+
+
+class _Search:
+    """From the whole to the pairs; keeps the best proved bound of each."""
+
+    def __init__(self, network: Network, settings: Settings, refine: bool) -> None:
+        self.network, self.settings, self.refine = network, settings, refine
+        self.clock = Clock(settings.time_limit)
+        self.best: dict[Pair, Proved] = {}
+        self.refined: set[Pair] = set()
+
+    def run(self) -> PairwiseBounds:
+        whole = self._certify(self.network, 2)
+        self.best = dict.fromkeys(pairs(self.network.output.size), (_sqrt2_times(whole.upper_bound), None))
+        if isinstance(whole.proof, Multipliers):
+            self._share(whole.proof)
+        if self.refine and self.settings.method not in _SIMPLE:
+            self._refine()
+        self._simple()
+        return PairwiseBounds(
+            self._matrix(), whole, MappingProxyType(self._proofs()), len(self.refined), seconds=self.clock.seconds
+        )
+
+    def _certify(self, network: Network, share: int) -> Certificate:
+        limit = None if self.clock.left is None else max(self.clock.left / share, 1e-3)
+        return certify_network(network, replace(self.settings, time_limit=limit))
+
+    def _simple(self) -> None:
+        """Norms and closed forms of each difference itself, where no search has tried them already."""
+        methods: tuple[Method, ...] = ("norm-product",) if self.settings.method == "norm-product" else _SIMPLE
+        for pair in self.best.keys() - self.refined:
+            for method in methods:
+                try:
+                    found = certify_network(difference(self.network, pair), Settings(method))
+                except SolverError:
+                    continue
+                self._offer(pair, found.upper_bound, found.proof)
+
+    def _share(self, point: Multipliers) -> None:
+        for pair, proposal in shared_proposals(self.network, point).items():
+            signed = sign(difference(self.network, pair), proposal, None, "shared", "shared")
+            if signed is not None:
+                self._offer(pair, signed.upper_bound, signed.proof)
+
+    def _refine(self) -> None:
+        order = sorted(self.best, key=lambda pair: -self.best[pair][0])
+        for done, pair in enumerate(order):
+            if self.clock.left is not None and self.clock.left <= 0:
+                return
+            try:
+                found = self._certify(difference(self.network, pair), len(order) - done)
+            except SolverError:
+                continue
+            self._offer(pair, found.upper_bound, found.proof)
+            self.refined.add(pair)
+
+    def _offer(self, pair: Pair, bound: float, proof: Proof | None) -> None:
+        if bound < self.best[pair][0]:
+            self.best[pair] = (bound, proof)
+
+    def _matrix(self) -> Array:
+        size = self.network.output.size
+        matrix = np.zeros((size, size))
+        for (i, j), (bound, _) in self.best.items():
+            matrix[i, j] = matrix[j, i] = bound
+        matrix.setflags(write=False)
+        return matrix
+
+    def _proofs(self) -> dict[Pair, Proof | None]:
+        return {pair: proof for pair, (_, proof) in self.best.items()}
+
+
+_SIMPLE: tuple[Method, ...] = ("norm-product", "closed-form")
+
+
+def _sqrt2_times(bound: float) -> float:
+    """``|f_i - f_j| <= sqrt(2) |f|``, rounded up."""
+    return round_up(Fraction(bound) * Fraction(sqrt_up(Fraction(2))))
+
+
+__all__ = ["PairwiseBounds", "pairwise_bounds"]
