@@ -68,7 +68,7 @@ def certify(
         slopes: of the activations when ``model`` is a list of matrices; [0, 1] covers ReLU, tanh and the like.
         module: dotted name of the submodule to certify; "" for the model itself. ``example_input`` is then that of the
             submodule; by default, what the model's ``example_input_array`` becomes on its way there.
-        input: for a module of several inputs (``example_input`` a tuple, or a mapping of names): position or name of the
+        input: for a module of several inputs (``example_input`` a tuple or a mapping of names): position or name of the
             one that the bound is for. The others are held fixed at the values of the example's first sample, and the
             bound holds for these values only.
         output: for a module of several outputs: position or name (key, field) of one; "all" for the joint l2 norm of

@@ -786,7 +786,7 @@ ZOO_REFUSED = {
         lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), (3, 4), verdict="never", says="attention"
     ),
     "too large": Refused(
-        lambda: resnet18(64), (3, 64, 64), error=ModelSizeError, says="as explicit matrices it is too large"
+        lambda: resnet18(64), (3, 32, 32), error=ModelSizeError, says="as explicit matrices it is too large"
     ),
     "unnormalised norm": refused_module(lambda: nn.LayerNorm(5, eps=0.0), "LayerNorm", "never"),
     "RMS norm of the dtype": refused_module(lambda: nn.RMSNorm(5), "eps", "replace"),
@@ -794,7 +794,7 @@ ZOO_REFUSED = {
     "squeeze and excitation": refused_function(
         lambda x: x * torch.sigmoid(x.mean(1, keepdim=True)), verdict="never", says="`mul`"
     ),
-    "positions of a maximum": refused_function(lambda x: x.max(1).indices.float(), verdict="not yet", says="`max`"),
+    "positions of a maximum": refused_function(lambda x: x.max(1).indices.float(), verdict="never", says="Positions"),
 }
 MODELS |= ZOO | {f"operator_{name}": case for name, case in OPERATORS.items()}
 REFUSED |= ZOO_REFUSED

@@ -93,7 +93,9 @@ def _key(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wanted
             "Name it with `input=` (position or name); the others are held at the values of the first sample.",
         )
     names = dict(zip(inspect.signature(model.forward).parameters, range(len(args)), strict=False))
-    places = dict(enumerate(keys)) | {name: place for name, place in names.items()} | {key: key for key in kwargs}
+    places: dict[int | str, int | str] = dict(enumerate(keys))
+    places.update(names)
+    places.update((key, key) for key in kwargs)
     if wanted is not None and wanted not in places:
         raise ArgumentError("input", wanted, f"one of {', '.join(map(repr, places))}")
     return keys[0] if wanted is None else places[wanted]
@@ -147,9 +149,9 @@ def _chosen(outputs: Any, output: Output, batch: int) -> Tensor:
         return output(outputs)
     several = isinstance(outputs, (tuple, list, Mapping))
     names = [*outputs] if isinstance(outputs, Mapping) else [*range(len(outputs))] if several else []
-    names += [each for each in getattr(outputs, "_fields", ())]
+    names += list(getattr(outputs, "_fields", ()))
     if output in names:
-        return outputs[output] if isinstance(outputs, Mapping) or isinstance(output, int) else getattr(outputs, output)  # type: ignore[no-any-return,call-overload,index]
+        return outputs[output] if isinstance(outputs, Mapping) or isinstance(output, int) else getattr(outputs, output)  # type: ignore[no-any-return]
     if output == "all" and several:
         return torch.cat([leaf.reshape(batch, -1) for leaf in tree_flatten(outputs)[0] if isinstance(leaf, Tensor)], 1)
     accepted = (

@@ -49,7 +49,7 @@ def find_rule(operator: str) -> Rule | None:
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """What a layer's units do: ``function(y, *parameters)``, with slopes in [alpha, beta] unit by unit or group by group.
+    """What a layer's units do: ``function(y, *parameters)``, slopes in [alpha, beta] unit by unit or group by group.
 
     Args:
         alpha: lower slopes, one a unit.

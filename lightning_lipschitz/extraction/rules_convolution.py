@@ -45,6 +45,7 @@ def spread(value: Any, dims: int) -> list[Any]:
 
 
 def padded(context: Context, x: Traced, padding: list[int]) -> Traced:
+    """Zeros around, where there are any."""
     return constant_pad_nd(context, x, padding) if any(padding) else x
 
 

@@ -67,7 +67,7 @@ def _of_one_sample(values: torch.Tensor, positions: torch.Tensor) -> Array:
 
 def _by_vector(function: Function, width: int) -> Function:
     def units(y: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        vectors = [each.unflatten(-1, (-1, width)) for each in (y, *parameters)]
+        vectors = [each.reshape(*each.shape[:-1], -1, width) for each in (y, *parameters)]
         z = function(*vectors)
         return F.pad(z, (0, width - z.shape[-1])).flatten(-2)
 
@@ -115,8 +115,8 @@ def softmax(context: Context, x: Traced, dim: int, dtype: Any = None) -> Traced:
 def log_softmax(context: Context, x: Traced, dim: int, dtype: Any = None) -> Traced:
     """``y - 1 logsumexp(y)``, of Lipschitz constant sqrt(n).
 
-    Its Jacobian I - 1 p' is a projection, because p'1 = 1. For n >= 2 neither it nor 1 p' is zero, so they have the same
-    norm, |1| |p| = sqrt(n) |p| <= sqrt(n). For n = 1 it is zero.
+    Its Jacobian I - 1 p' is a projection, because p'1 = 1. For n >= 2 neither it nor 1 p' is zero, so they have the
+    same norm, |1| |p| = sqrt(n) |p| <= sqrt(n). For n = 1 it is zero.
     """
     kappa = math.sqrt(x.index.shape[dim]) * (1.0 + 2.0**-50)  # above the real root
     return _back(on_vectors(context, _last(x, dim), (-kappa, kappa), lambda y: torch.log_softmax(y, -1)), dim)

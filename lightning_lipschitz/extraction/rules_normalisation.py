@@ -4,12 +4,13 @@ Each of them is, on a vector y of n entries and up to a final scale and shift of
 
     h(P y),   h(c) = c / s,   s = sqrt(|c|^2 / n + eps),
 
-with P the identity (RMS) or the orthogonal projection that takes the mean away. h is the gradient of the convex function
-n s(c). Its Jacobian (I - c c' / (n s^2)) / s is symmetric with eigenvalues 1/s (across c) and eps / s^3 (along c), all in
-(0, 1/sqrt(eps)]. Hence y -> P h(P y) = h(P y) is the gradient of the convex function n s(P y), its Jacobian P J P has
-norm at most 1/sqrt(eps), and ``rules_group`` applies with alpha = 0, beta = 1/sqrt(eps): 316 at the usual eps = 1e-5.
-The constant is attained in the limit of constant inputs (P y -> 0), so no global bound of the layer can be smaller;
-for inputs of unit variance the layer is far less steep, which a global bound cannot know.
+with P the identity (RMS) or the orthogonal projection that takes the mean away. h is the gradient of the convex
+function n s(c). Its Jacobian (I - c c' / (n s^2)) / s is symmetric with eigenvalues 1/s (across c) and eps / s^3 (along
+c), all in (0, 1/sqrt(eps)]. Hence y -> P h(P y) = h(P y) is the gradient of the convex function n s(P y), its Jacobian
+P J P has norm at most 1/sqrt(eps), and ``rules_group`` applies with alpha = 0, beta = 1/sqrt(eps): 316 at the usual
+eps = 1e-5.
+The constant is attained at constant inputs (P y = 0), so no global bound of the layer can be smaller; for inputs of
+unit variance the layer is far less steep, which a global bound cannot know.
 """
 
 from __future__ import annotations

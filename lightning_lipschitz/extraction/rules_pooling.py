@@ -61,9 +61,9 @@ def _counted(
     """
     dims = len(kernel)
     ones = torch.ones(1, 1, *[1] * (3 - dims), *lengths, dtype=torch.float64)
-    full = [[*[fill] * (3 - dims), *given] for fill, given in ((1, kernel), (1, stride), (0, sides))]
-    means = torch.nn.functional.avg_pool3d(ones, *full, ceil, pads)
-    volume = torch.nn.functional.avg_pool3d(ones, *full, ceil, pads, divisor_override=1)
+    size, step, side = ([*[fill] * (3 - dims), *given] for fill, given in ((1, kernel), (1, stride), (0, sides)))
+    means = torch.ops.aten.avg_pool3d(ones, size, step, side, ceil, pads)
+    volume = torch.ops.aten.avg_pool3d(ones, size, step, side, ceil, pads, 1)
     shape = volume.shape[2 + 3 - dims :]
     return volume.reshape(shape).round(), (volume / means).round().reshape(shape)
 
@@ -101,11 +101,11 @@ def max_pool(
 ) -> Any:
     """The largest entry of every window.
 
-    One window has constant 1: |max u - max v| <= max |u - v| <= |u - v|_2. All of them together have at most the root of
-    the largest number of windows that one entry is in, for sum over w of |u_w - v_w|^2 = sum over i of n_i |u_i - v_i|^2.
-    That root is not computed here: y gathers the entries of the windows, y = G x, with G'G = diag(n_i), and every bound
-    sees the norm of G (composed with the maps before it, which can only help). Places past the border are units that no
-    input reaches.
+    One window has constant 1: |max u - max v| <= max |u - v| <= |u - v|_2. All of them together have at most the root
+    of the largest number n_i of windows that one entry is in: sum over w of |u_w - v_w|^2 = sum over i of
+    n_i |u_i - v_i|^2. That root is not computed here: y gathers the entries of the windows, y = G x, with
+    G'G = diag(n_i), and every bound sees the norm of G (composed with the maps before it, which can only help). Places
+    past the border are units that no input reaches.
     """
     dims = x.index.ndim - 2
     kernel, gaps, sides = (spread(each, dims) for each in (kernel_size, dilation, padding))

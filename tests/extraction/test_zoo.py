@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_lipschitz import certify
 from lightning_lipschitz.errors import UnsupportedModuleError
 from lightning_lipschitz.extraction import Extractor
-from tests.models import MODELS, REFUSED, make
+from tests.models import MODELS, OPERATORS, REFUSED, ZOO, make
 
 
 @functools.cache
@@ -55,6 +56,33 @@ def test_every_group_of_units_keeps_its_inequality(name):
         allowed = noise * steepest * (np.abs(low) + np.abs(high) + noise * steepest)
         order, starts = _groups(layer.group)
         assert np.all(np.add.reduceat((low * high - allowed)[:, order], starts, axis=1) <= 0)
+
+
+@pytest.mark.parametrize("name", [*ZOO, *(f"operator_{name}" for name in OPERATORS)])
+def test_no_pair_of_inputs_is_steeper_than_the_bound(name):
+    _, shape, extraction = read(name)
+    bound = certify(extraction.network, method="norm-product")
+    assert bound.certified
+    generator = torch.Generator().manual_seed(2)
+    for scale, step in ((1.0, 1.0), (1.0, 1e-3), (1e-3, 1e-3), (10.0, 1.0)):
+        x = scale * torch.randn(200, *shape, generator=generator, dtype=torch.float64)
+        dx = step * torch.randn(200, *shape, generator=generator, dtype=torch.float64)
+        x, y = x.flatten(1).numpy(), (x + dx).flatten(1).numpy()
+        rise, run = np.linalg.norm(extraction(y) - extraction(x), axis=1), np.linalg.norm(y - x, axis=1)
+        assert np.all(rise <= bound.upper_bound * run + 1e-12 * (1 + np.abs(extraction(x)).max()))
+
+
+OVERLAP = {  # the true constant of a pooling layer alone: the root of the most windows that an entry is in
+    "operator_max_pool_overlapping": np.sqrt(6),  # 3 x 3 windows at 2 x 3 places
+    "operator_max_pool_1d": 1.0,
+    "operator_softmin": 0.5,
+}
+
+
+@pytest.mark.parametrize("name", OVERLAP)
+def test_the_bound_of_a_single_layer_is_its_constant(name):
+    bound = certify(read(name)[2].network, method="norm-product").upper_bound
+    assert OVERLAP[name] <= bound <= OVERLAP[name] * (1 + 1e-9)
 
 
 def _groups(group):
