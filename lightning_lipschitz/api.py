@@ -15,7 +15,7 @@ from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import MapLike, Method, Settings, Solver
 from lightning_lipschitz.certificate import Certificate, Status, prove
 from lightning_lipschitz.errors import ArgumentError, CertificateError, SolverError
-from lightning_lipschitz.extraction import Extractor
+from lightning_lipschitz.extraction import Extractor, Input, Output, input_of, submodule
 from lightning_lipschitz.network import Network
 
 Model: TypeAlias = nn.Module | Network | Sequence[npt.ArrayLike]
@@ -36,6 +36,9 @@ def certify(
     throw: bool = True,
     slopes: tuple[float, float] = (0.0, 1.0),
     couplings: str = "all",
+    module: str = "",
+    input: Input = None,
+    output: Output = None,
 ) -> Certificate:
     r"""A proved upper bound L of the l2 Lipschitz constant: :math:`|f(x) - f(x')|_2 \le L\, |x - x'|_2` for all inputs.
 
@@ -61,6 +64,13 @@ def certify(
         throw: raise when the method fails (True) or return the best simpler bound with ``status`` FALLBACK (False).
         couplings: of "lipsdp-network": "all", "random:K" or "spaced:K".
         slopes: of the activations when ``model`` is a list of matrices; [0, 1] covers ReLU, tanh and the like.
+        module: dotted name of the submodule to certify; "" for the model itself. ``example_input`` is then that of the
+            submodule; by default, what the model's ``example_input_array`` becomes on its way there.
+        input: for a module of several inputs (``example_input`` a tuple or a mapping of names): position or name of the
+            one that the bound is for. The others are held fixed at the values of the example's first sample, and the
+            bound holds for these values only.
+        output: for a module of several outputs: position or name (key, field) of one; "all" for the joint l2 norm of
+            all as one vector; or a function of what the module returns, such as ``lambda y: y[0] - y[1]``.
 
     Returns:
         A frozen :class:`Certificate`; ``upper_bound`` is in output units per input unit.
@@ -77,7 +87,7 @@ def certify(
         (2.3094, True)
     """
     _check(method=method, solver=solver, rtol=rtol, time_limit=time_limit, workers=workers, split_size=split_size)
-    network = read(model, example_input, slopes)
+    network = read(model, example_input, slopes, module=module, input=input, output=output)
     state = None if warm_start is None else warm_start.state or warm_start.proof
     settings = Settings(
         method, solver, rtol, time_limit, str(device), split_size, workers, warm_start=state, couplings=couplings
@@ -89,7 +99,14 @@ def certify(
 
 
 def verify(
-    certificate: Certificate, model: Model, example_input: Any = None, slopes: tuple[float, float] = (0.0, 1.0)
+    certificate: Certificate,
+    model: Model,
+    example_input: Any = None,
+    slopes: tuple[float, float] = (0.0, 1.0),
+    *,
+    module: str = "",
+    input: Input = None,
+    output: Output = None,
 ) -> float:
     """Prove the certificate's bound again, on the model at hand.
 
@@ -98,6 +115,9 @@ def verify(
         model: as in :func:`certify`.
         example_input: as in :func:`certify`.
         slopes: as in :func:`certify`.
+        module: as in :func:`certify`.
+        input: as in :func:`certify`.
+        output: as in :func:`certify`.
 
     Returns:
         ``certificate.upper_bound``, l2 output change per l2 input change, now proved of ``model``.
@@ -113,7 +133,7 @@ def verify(
     """
     if not certificate.certified or certificate.proof is None:
         raise CertificateError(f"this result proves nothing: {certificate.status.value}")
-    network = read(model, example_input, slopes)
+    network = read(model, example_input, slopes, module=module, input=input, output=output)
     if network.digest != certificate.network_digest:
         raise CertificateError(
             f"the certificate belongs to another network: its digest is {certificate.network_digest[:12]}..., "
@@ -170,13 +190,26 @@ def lower_bound(
     return steepest_pair(function, inputs.flatten(1).to(device), steps=steps, pairs=pairs, generator=generator)
 
 
-def read(model: Model, example_input: Any = None, slopes: tuple[float, float] = (0.0, 1.0)) -> Network:
-    """The Network of a module, of a list of matrices, or itself."""
-    if isinstance(model, Network):
-        return model
+def read(
+    model: Model,
+    example_input: Any = None,
+    slopes: tuple[float, float] = (0.0, 1.0),
+    *,
+    module: str = "",
+    input: Input = None,
+    output: Output = None,
+) -> Network:
+    """The Network of a module, of a part of it, of a list of matrices, or itself. Arguments as in :func:`certify`."""
     if isinstance(model, nn.Module):
         given = getattr(model, "example_input_array", None) if example_input is None else example_input
-        return Extractor(model, given).network()
+        if module and example_input is None and given is not None:
+            given = input_of(model, module, given)
+        return Extractor(submodule(model, module), given, name=module, input=input, output=output).network()
+    for name, value, default in (("module", module, ""), ("input", input, None), ("output", output, None)):
+        if value != default:
+            raise ArgumentError(name, value, f"{default!r} unless `model` is an nn.Module")
+    if isinstance(model, Network):
+        return model
     if isinstance(model, (str, bytes)) or not isinstance(model, Sequence):
         raise ArgumentError("model", type(model).__name__, "an nn.Module, a list of 2-D weight matrices or a Network")
     return Network.from_weights([_to_numpy(weight) for weight in model], slopes=slopes)

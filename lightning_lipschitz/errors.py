@@ -79,6 +79,26 @@ class UnsupportedModuleError(ExtractionError):
         self.path, self.operator, self.verdict = path, operator, verdict
 
 
+class ModelSizeError(ExtractionError):
+    """A model whose explicit matrices would need more memory than the extraction allows itself.
+
+    Args:
+        what: the matrices.
+        size: bytes that they would need.
+        limit: bytes allowed.
+    """
+
+    def __init__(self, what: str, size: int, limit: int) -> None:
+        reason = f"as explicit matrices it is too large: {what} need {size / 2**30:.3g} GiB"
+        super().__init__(
+            "the model",
+            f"{reason}, more than the {limit / 2**30:.3g} GiB allowed.",
+            "Certify smaller parts of it (the constants of a composition multiply), or inputs of a lower resolution; "
+            "a route that keeps the structure of convolutions is not here yet.",
+        )
+        self.size, self.limit = size, limit
+
+
 class CertificateError(LipschitzError):
     """A certificate that is another network's, is damaged, or whose proof does not hold."""
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from lightning_lipschitz.errors import ExtractionError, UnsupportedModuleError
+from lightning_lipschitz.errors import ExtractionError, ModelSizeError, UnsupportedModuleError
 
 
 class Lambda(nn.Module):
@@ -394,15 +394,7 @@ REFUSED = {
     ),
     "random_dropout": refused_function(lambda x: F.dropout(x), verdict="replace", says="nn.Dropout"),
     "random_weights": refused_function(lambda x: x + torch.rand(4), error=ExtractionError, says="random"),
-    "transposed_conv": refused_module(
-        lambda: nn.Sequential(nn.Identity(), nn.Sequential(nn.ConvTranspose2d(1, 2, 2))), "`1.0`", shape=(1, 3, 3)
-    ),
-    "uneven_pool": refused_module(lambda: nn.AdaptiveAvgPool1d(3), "unequal", shape=(1, 4)),
     "bits": refused_function(lambda x: x.view(torch.int32).view(torch.float32), verdict="not yet", says="cover"),
-    "max_pool": refused_module(lambda: nn.MaxPool3d(2), "MaxPool3d", shape=(1, 4, 4, 4)),
-    "layer_norm": refused_module(lambda: nn.Sequential(nn.LayerNorm(5)), "LayerNorm"),
-    "group_norm": refused_module(lambda: nn.Sequential(nn.GroupNorm(2, 4)), "GroupNorm", shape=(4, 3)),
-    "softmax": refused_module(lambda: nn.Sequential(nn.Linear(5, 3), nn.Softmax(1)), "`1`"),
     "lstm": refused_module(
         lambda: Lambda(lambda m, x: m.rnn(x)[0], rnn=nn.LSTM(3, 2, batch_first=True)), "`rnn`", shape=(2, 3)
     ),
@@ -430,6 +422,382 @@ REFUSED = {
     "lazy": Refused(lambda: nn.LazyLinear(3), error=ExtractionError, says="no values yet"),
     "numpy": refused_function(lambda x: torch.as_tensor(x.numpy() * 2), error=ExtractionError, says="models.py"),
 }
+
+
+class BasicBlock(nn.Module):
+    """ResNet's, with a projection where the shape changes."""
+
+    def __init__(self, inputs, outputs, stride=1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = randomized_norm(nn.BatchNorm2d, outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = randomized_norm(nn.BatchNorm2d, outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), randomized_norm(nn.BatchNorm2d, outputs)
+            )
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        y += self.downsample(x)
+        return self.relu(y)
+
+
+def resnet18(width=2, classes=3):
+    stages = [(width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2)]
+    blocks, inputs = [], width
+    for outputs, stride in stages:
+        blocks += [BasicBlock(inputs, outputs, stride), BasicBlock(outputs, outputs)]
+        inputs = outputs
+    stem = [nn.Conv2d(3, width, 3, 1, 1, bias=False), randomized_norm(nn.BatchNorm2d, width), nn.ReLU()]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+
+
+def lenet(side=12):
+    return nn.Sequential(
+        *(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(3, 4, 2), nn.Tanh(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(4 * ((side - 2) // 2 // 2) ** 2, 8), nn.ReLU(), nn.Linear(8, 3)),
+    )
+
+
+def digits_cnn():
+    return nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)),
+        *(nn.Flatten(), nn.Linear(24, 10)),
+    )
+
+
+def all_convolutional():
+    layers = [nn.Conv2d(1, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 6, 3, 2, 1), nn.Conv2d(6, 10, 1)]
+    return nn.Sequential(*[each for c in layers for each in (c, nn.ReLU())], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def dense_layer(inputs, growth):
+    return nn.Sequential(
+        *(randomized_norm(nn.BatchNorm2d, inputs), nn.ReLU(), nn.Conv2d(inputs, 2 * growth, 1, bias=False)),
+        *(randomized_norm(nn.BatchNorm2d, 2 * growth), nn.ReLU(), nn.Conv2d(2 * growth, growth, 3, padding=1)),
+    )
+
+
+def densenet(m, x):
+    for layer in (m.a, m.b, m.c):
+        x = torch.cat([x, layer(x)], 1)
+    return F.avg_pool2d(m.transition(F.relu(x)), 2)
+
+
+def double_conv(inputs, outputs):
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.Conv2d(outputs, outputs, 3, padding=1))
+
+
+def unet(m, x):
+    skip = m.enter(x)
+    inner = m.middle(F.max_pool2d(skip, 2))
+    return m.leave(torch.cat([skip, m.up(inner)], 1))
+
+
+class MixerBlock(nn.Module):
+    def __init__(self, tokens=4, channels=6):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.tokens = nn.Sequential(nn.Linear(tokens, 5), nn.GELU(), nn.Linear(5, tokens))
+        self.channels = nn.Sequential(nn.Linear(channels, 5), nn.GELU(), nn.Linear(5, channels))
+
+    def forward(self, x):
+        x = x + self.tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.channels(self.norm2(x))
+
+
+def autoencoder():
+    return nn.Sequential(
+        *(nn.Conv2d(1, 3, 3, 2, 1), nn.ELU(), nn.Conv2d(3, 4, 3, 2, 1), nn.Flatten(), nn.Linear(16, 3)),
+        *(nn.Linear(3, 16), nn.ELU(), nn.Unflatten(1, (4, 2, 2))),
+        *(nn.ConvTranspose2d(4, 3, 3, 2, 1, output_padding=1), nn.ELU(), nn.ConvTranspose2d(3, 1, 4, 2, 1)),
+        nn.Sigmoid(),
+    )
+
+
+def separable(m, x):
+    return m.point(F.relu6(m.depth(x)))
+
+
+def inverted_residual(m, x):
+    return x + m.c(F.hardswish(m.b(F.hardswish(m.a(x)))))
+
+
+def inception(m, x):
+    return torch.cat([m.a(x), m.b(x), m.c(F.avg_pool2d(x, 3, 1, 1)), F.max_pool2d(x, 3, 1, 1)], 1)
+
+
+def shuffle_unit(m, x):
+    left, right = x.chunk(2, 1)
+    return nn.ChannelShuffle(2)(torch.cat([left, m.b(F.relu(m.a(right)))], 1))
+
+
+def fire(m, x):
+    x = F.relu(m.squeeze(x))
+    return torch.cat([F.relu(m.one(x)), F.relu(m.three(x))], 1)
+
+
+def pyramid(m, x):
+    fine, coarse = m.a(x), m.b(F.max_pool2d(x, 3, 2, 1))
+    return fine + F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def dueling(m, x):
+    h = F.relu(m.body(x))
+    advantage = m.advantage(h)
+    return m.value(h) + advantage - advantage.mean(1, keepdim=True)
+
+
+def policy(m, x):
+    return m.high * torch.tanh(m.out(F.silu(m.body(x)))) + 0.5
+
+
+class Policy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.out = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.register_buffer("high", torch.tensor([2.0, 0.5]))
+
+    forward = policy
+
+
+class MaxMin(nn.Module):
+    """GroupSort with groups of two."""
+
+    def forward(self, x):
+        a, b = x.chunk(2, 1)
+        return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1)
+
+
+def group_sort(m, x):
+    return m.b(m.a(x).unflatten(1, (2, 4)).sort(-1).values.flatten(1))
+
+
+def maxout(m, x):
+    return m.b(m.a(x).unflatten(1, (3, 4)).amax(-1))
+
+
+def residual_mlp(m, x):
+    x = x + m.b(F.relu(m.a(x)))
+    return m.head(x + m.d(F.relu(m.c(x))))
+
+
+def convnext(m, x):
+    y = m.norm(m.depth(x).permute(0, 2, 3, 1))
+    return x + m.gamma * m.down(F.gelu(m.up(y))).permute(0, 3, 1, 2)
+
+
+class ConvNext(nn.Module):
+    def __init__(self, channels=3):
+        super().__init__()
+        self.depth, self.norm = nn.Conv2d(channels, channels, 3, padding=1, groups=channels), nn.LayerNorm(channels)
+        self.up, self.down = nn.Linear(channels, 6), nn.Linear(6, channels)
+        self.gamma = nn.Parameter(torch.full((channels, 1, 1), 0.1))
+
+    forward = convnext
+
+
+def temporal(m, x):
+    """A causal block of dilated convolutions."""
+    y = F.relu(m.a(F.pad(x, (2, 0))))
+    return F.relu(m.b(F.pad(y, (4, 0))) + x)
+
+
+def conv(*arguments, **options):
+    return lambda: nn.Conv2d(*arguments, **options)
+
+
+def sequential(*makers):
+    return lambda: nn.Sequential(*(make() for make in makers))
+
+
+# What people train: classifiers, regressors, policies, small vision models.
+ZOO = {
+    "logistic regression": (lambda: nn.Linear(6, 3), (6,)),
+    "regressor": (lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1)), (6,)),
+    "classifier with dropout and batch norm": (
+        lambda: nn.Sequential(
+            nn.Linear(6, 8), randomized_norm(nn.BatchNorm1d, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3)
+        ),
+        (6,),
+    ),
+    "softmax classifier": (lambda: nn.Sequential(mlp(nn.ReLU()), nn.Softmax(1)), (5,)),
+    "log-softmax classifier": (lambda: nn.Sequential(mlp(nn.ReLU()), nn.LogSoftmax(-1)), (5,)),
+    "energy": of(lambda m, x: -torch.logsumexp(m.a(x), 1), a=lambda: mlp(nn.SiLU())),
+    "margin": of(lambda m, x: m.a(x)[:, 0] - m.a(x)[:, 1:].max(1).values, a=lambda: mlp(nn.ReLU())),
+    "LeNet": (lenet, (1, 12, 12)),
+    "digits CNN": (digits_cnn, (1, 8, 8)),
+    "all-convolutional": (all_convolutional, (1, 8, 8)),
+    "strided CNN with padding modes": (
+        sequential(
+            lambda: nn.Conv2d(2, 3, 3, 2, 1, padding_mode="reflect"),
+            nn.Softplus,
+            lambda: nn.Conv2d(3, 2, 3, 1, 1, padding_mode="replicate"),
+        ),
+        (2, 6, 6),
+    ),
+    "ResNet-18 body": (resnet18, (3, 8, 8)),
+    "ResNet block": (lambda: BasicBlock(2, 4, 2), (2, 6, 6)),
+    "DenseNet block": of(
+        densenet,
+        (2, 4, 4),
+        a=lambda: dense_layer(2, 2),
+        b=lambda: dense_layer(4, 2),
+        c=lambda: dense_layer(6, 2),
+        transition=conv(8, 3, 1),
+    ),
+    "U-Net block": of(
+        unet,
+        (1, 4, 4),
+        enter=lambda: double_conv(1, 3),
+        middle=lambda: double_conv(3, 4),
+        up=lambda: nn.ConvTranspose2d(4, 3, 2, 2),
+        leave=lambda: double_conv(6, 2),
+    ),
+    "MLP-Mixer block": (MixerBlock, (4, 6)),
+    "ConvNeXt block": (ConvNext, (3, 4, 4)),
+    "autoencoder": (autoencoder, (1, 8, 8)),
+    "MobileNet block": of(
+        inverted_residual, (2, 4, 4), a=conv(2, 6, 1), b=conv(6, 6, 3, padding=1, groups=6), c=conv(6, 2, 1)
+    ),
+    "separable convolution": of(separable, (3, 5, 5), depth=conv(3, 3, 3, groups=3), point=conv(3, 4, 1)),
+    "Inception block": of(inception, (2, 4, 4), a=conv(2, 2, 1), b=conv(2, 3, 3, padding=1), c=conv(2, 1, 1)),
+    "ShuffleNet unit": of(shuffle_unit, (4, 3, 3), a=conv(2, 3, 1), b=conv(3, 2, 3, padding=1)),
+    "SqueezeNet fire": of(fire, (3, 4, 4), squeeze=conv(3, 2, 1), one=conv(2, 3, 1), three=conv(2, 3, 3, padding=1)),
+    "feature pyramid": of(pyramid, (1, 5, 5), a=conv(1, 2, 3, padding=1), b=conv(1, 2, 3, padding=1)),
+    "VGG with overlapping pools": (
+        sequential(conv(1, 3, 3, padding=1), nn.ReLU, lambda: nn.MaxPool2d(3, 2), nn.Flatten, lambda: nn.Linear(27, 3)),
+        (1, 8, 8),
+    ),
+    "super-resolution": (
+        sequential(conv(1, 8, 3, padding=1), nn.ReLU, lambda: nn.PixelShuffle(2), conv(2, 1, 1)),
+        (1, 4, 4),
+    ),
+    "patch embedding": (
+        sequential(
+            lambda: nn.PixelUnshuffle(2), conv(4, 5, 1), lambda: nn.Flatten(2), lambda: nn.Linear(4, 3), nn.GELU
+        ),
+        (1, 4, 4),
+    ),
+    "upsampling decoder": (
+        sequential(
+            lambda: nn.Upsample(scale_factor=2),
+            conv(2, 3, 3, padding=1),
+            nn.ReLU,
+            lambda: nn.Upsample(scale_factor=1.5, mode="bilinear"),
+        ),
+        (2, 3, 3),
+    ),
+    "audio CNN": (
+        sequential(
+            lambda: nn.Conv1d(1, 4, 5, 2, 2),
+            nn.ReLU,
+            lambda: nn.MaxPool1d(3, 2, 1),
+            lambda: nn.Conv1d(4, 3, 3, dilation=2),
+            nn.ReLU,
+            lambda: nn.AdaptiveMaxPool1d(2),
+            nn.Flatten,
+        ),
+        (1, 24),
+    ),
+    "temporal convolution": of(
+        temporal, (3, 6), a=lambda: nn.Conv1d(3, 3, 3), b=lambda: nn.Conv1d(3, 3, 3, dilation=2)
+    ),
+    "video CNN": (sequential(lambda: nn.Conv3d(1, 2, 3, padding=1), nn.ReLU, lambda: nn.MaxPool3d(2)), (1, 4, 4, 4)),
+    "group-normalised CNN": (sequential(conv(1, 4, 3), lambda: nn.GroupNorm(2, 4), nn.ReLU, conv(4, 2, 2)), (1, 5, 5)),
+    "style network": (sequential(conv(1, 2, 3), lambda: nn.InstanceNorm2d(2, affine=True), nn.ReLU), (1, 4, 4)),
+    "RMS-normalised MLP": (
+        sequential(linear(5, 6), lambda: nn.RMSNorm(6, eps=1e-3), nn.SiLU, linear(6, 2)),
+        (5,),
+    ),
+    "layer-normalised MLP": (sequential(linear(5, 6), lambda: nn.LayerNorm(6), nn.ReLU, linear(6, 2)), (5,)),
+    "dueling critic": of(dueling, (4,), body=linear(4, 8), value=linear(8, 1), advantage=linear(8, 3)),
+    "control policy": (Policy, (4,)),
+    "residual MLP": of(residual_mlp, a=linear(5, 8), b=linear(8, 5), c=linear(5, 8), d=linear(8, 5), head=linear(5, 2)),
+    "MaxMin network": (sequential(linear(5, 8), MaxMin, linear(8, 6), MaxMin, linear(6, 1)), (5,)),
+    "GroupSort network": of(group_sort, a=linear(5, 8), b=linear(8, 2)),
+    "maxout network": of(maxout, a=linear(5, 12), b=linear(3, 2)),
+    "retrieval over fixed keys": of(
+        lambda m, x: F.softmax(m.keys(x) / 2.0, -1) @ m.values.weight, keys=linear(5, 6), values=linear(3, 6)
+    ),
+}
+
+# Operators and options one by one, beyond those of CONVOLUTIONS.
+OPERATORS = {
+    "conv3d": (lambda: nn.Conv3d(2, 2, 2, stride=(1, 2, 1), padding=1, dilation=(1, 1, 2), groups=2), (2, 3, 4, 4)),
+    "conv1d_same_reflect": (lambda: nn.Conv1d(1, 2, 3, padding="same", padding_mode="reflect"), (1, 5)),
+    "conv_transpose1d": (lambda: nn.ConvTranspose1d(2, 3, 3, 2, 1, output_padding=1), (2, 4)),
+    "conv_transpose_groups": (lambda: nn.ConvTranspose2d(4, 6, 3, 2, 1, groups=2, dilation=2), (4, 3, 3)),
+    "conv_transpose_cropped": (lambda: nn.ConvTranspose2d(1, 2, (2, 3), padding=(1, 2), bias=False), (1, 4, 5)),
+    "conv_transpose3d": (lambda: nn.ConvTranspose3d(1, 2, 2, (1, 2, 1)), (1, 2, 2, 3)),
+    "avg_pool_ceil": (lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True), (2, 6, 5)),
+    "avg_pool_ceil_unpadded": (lambda: nn.AvgPool2d((2, 3), ceil_mode=True), (2, 5, 4)),
+    "avg_pool_not_counting": (lambda: nn.AvgPool2d(3, 1, 1, ceil_mode=True, count_include_pad=False), (1, 4, 5)),
+    "avg_pool_divisor": (lambda: nn.AvgPool2d(2, divisor_override=3), (1, 4, 5)),
+    "avg_pool_3d": (lambda: nn.AvgPool3d(2, 1, 1, count_include_pad=False), (1, 2, 3, 2)),
+    "adaptive_uneven": (lambda: nn.AdaptiveAvgPool2d((3, 2)), (2, 5, 3)),
+    "adaptive_none": (lambda: nn.AdaptiveAvgPool3d((None, 2, 1)), (1, 2, 3, 2)),
+    "max_pool_overlapping": (lambda: nn.MaxPool2d(3, 1), (2, 4, 5)),
+    "max_pool_padded": (lambda: nn.MaxPool2d(3, 2, 1), (2, 5, 4)),
+    "max_pool_dilated": (lambda: nn.MaxPool2d(2, 1, dilation=2), (1, 5, 4)),
+    "max_pool_ceil": (lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True), (1, 6, 5)),
+    "max_pool_ceil_dropped": (lambda: nn.MaxPool1d(2, 3, 1, ceil_mode=True), (1, 6)),
+    "max_pool_1d": (lambda: nn.MaxPool1d(3), (2, 7)),
+    "adaptive_max_pool": (lambda: nn.AdaptiveMaxPool2d((3, 2)), (1, 5, 4)),
+    "max_with_dim": of(lambda m, x: x.max(2).values + x.min(2)[0], (2, 3)),
+    "amin_amax": of(lambda m, x: x.amax((1, 2), keepdim=True) - x.amin((1, 2), keepdim=True), (2, 3)),
+    "topk": of(lambda m, x: x.topk(2, 1).values),
+    "sort_descending": of(lambda m, x: torch.sort(x, dim=1, descending=True)[0].cumsum(2), (4, 2)),
+    "norm": of(lambda m, x: torch.linalg.vector_norm(x, dim=-1) + x.norm(dim=-1), (2, 3)),
+    "softmax2d": (nn.Softmax2d, (3, 2, 2)),
+    "softmin": (lambda: nn.Softmin(-1), (2, 3)),
+    "log_softmax_of_one": (lambda: nn.LogSoftmax(1), (1,)),
+    "layer_norm_2d": (lambda: nn.Sequential(nn.LayerNorm((2, 3)), nn.Tanh()), (2, 3)),
+    "layer_norm_plain": (lambda: nn.LayerNorm(3, eps=1e-2, elementwise_affine=False), (2, 3)),
+    "group_norm": (lambda: nn.GroupNorm(2, 4, affine=False), (4, 3)),
+    "instance_norm_running": (lambda: nn.InstanceNorm1d(2, track_running_stats=True), (2, 3)),
+    "reflection_pad": (lambda: nn.ReflectionPad2d((1, 0, 2, 1)), (1, 4, 3)),
+    "replication_pad": (lambda: nn.ReplicationPad1d(2), (2, 3)),
+    "zero_pad": (lambda: nn.Sequential(nn.ZeroPad2d(1), nn.Tanh()), (1, 2, 2)),
+    "circular_pad": (lambda: nn.CircularPad2d(1), (1, 3, 2)),
+    "constant_pad_negative": (lambda: nn.ConstantPad1d((-1, 2), 0.5), (2, 4)),
+    "pixel_unshuffle": (lambda: nn.PixelUnshuffle(2), (1, 4, 2)),
+    "nearest": of(lambda m, x: F.interpolate(x, size=(5, 3)), (2, 3, 2)),
+    "nearest_exact": of(lambda m, x: F.interpolate(x, scale_factor=1.7, mode="nearest-exact"), (2, 4)),
+    "nearest_3d": (lambda: nn.Upsample(scale_factor=2), (1, 2, 1, 2)),
+    "bilinear_down": of(lambda m, x: F.interpolate(x, size=(2, 3), mode="bilinear"), (1, 5, 4)),
+    "bilinear_corners": of(lambda m, x: F.interpolate(x, size=(7, 1), mode="bilinear", align_corners=True), (2, 4, 3)),
+    "linear_by_factor": of(lambda m, x: F.interpolate(x, scale_factor=2.3, mode="linear"), (2, 5)),
+    "trilinear": of(lambda m, x: F.interpolate(x, scale_factor=(2, 1.5, 1), mode="trilinear"), (1, 2, 4, 2)),
+    "global_mean_and_max": of(lambda m, x: torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1), (2, 3, 3)),
+    "sync_batch_norm": (lambda: randomized_norm(nn.SyncBatchNorm, 3), (3, 2)),
+}
+
+ZOO_REFUSED = {
+    "GRU cell step": refused_module(lambda: Lambda(lambda m, x: m.c(x), c=nn.GRUCell(3, 4)), "`c`", shape=(3,)),
+    "gated step by hand": refused_function(lambda x: torch.sigmoid(x) * x.tanh(), verdict="never", says="`mul`"),
+    "transformer encoder": Refused(
+        lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), (3, 4), verdict="never", says="attention"
+    ),
+    "too large": Refused(
+        lambda: resnet18(64), (3, 32, 32), error=ModelSizeError, says="as explicit matrices it is too large"
+    ),
+    "unnormalised norm": refused_module(lambda: nn.LayerNorm(5, eps=0.0), "LayerNorm", "never"),
+    "RMS norm of the dtype": refused_module(lambda: nn.RMSNorm(5), "eps", "replace"),
+    "bicubic": refused_module(lambda: nn.Upsample(scale_factor=2, mode="bicubic"), "Upsample", shape=(1, 3, 3)),
+    "squeeze and excitation": refused_function(
+        lambda x: x * torch.sigmoid(x.mean(1, keepdim=True)), verdict="never", says="`mul`"
+    ),
+    "positions of a maximum": refused_function(lambda x: x.max(1).indices.float(), verdict="never", says="Positions"),
+}
+MODELS |= ZOO | {f"operator_{name}": case for name, case in OPERATORS.items()}
+REFUSED |= ZOO_REFUSED
 
 
 def make(name):

@@ -5,6 +5,8 @@ Layers of this folder, each knowing only those before it:
     coefficients, expression, traced    affine maps with their rounding, for one sample, for a batch
     registry, slopes, refusals          which operator has which rule, which slopes, or why none
     rules_*                             the rules
+    size                                how much memory explicit matrices may take
+    part                                a submodule, one of several inputs, one of several outputs
     patterns, trace                     torch.export, and activations put back together
     interpret, check, extractor         the walk over the graph, its proof by example, and the public class
 """
@@ -13,9 +15,14 @@ from lightning_lipschitz.extraction import (  # noqa: F401 - they register the r
     rules_activation,
     rules_arithmetic,
     rules_convolution,
+    rules_group,
+    rules_interpolation,
     rules_matrix,
+    rules_normalisation,
+    rules_pooling,
     rules_shape,
 )
 from lightning_lipschitz.extraction.extractor import Extractor, extract
+from lightning_lipschitz.extraction.part import Input, Output, input_of, submodule
 
-__all__ = ["Extractor", "extract"]
+__all__ = ["Extractor", "Input", "Output", "extract", "input_of", "submodule"]

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from lightning_lipschitz.errors import ExtractionError
 from lightning_lipschitz.extraction.result import Extraction
-from lightning_lipschitz.extraction.undisturbed import undisturbed
+from lightning_lipschitz.extraction.undisturbed import name_of, undisturbed
 from lightning_lipschitz.network import Array
 
 _SCALES = (1.0, 0.1, 1.0, 10.0)  # of the four random samples: the first goes alone, the others together
@@ -45,7 +45,7 @@ def check(
     for part in (slice(0, 1), slice(1, None)):
         found, resolution = _run(model, weights, x[part])
         allowed = min(_ROUNDING * max(resolution, extraction.resolution), 0.1) * sensitivity[part].max(initial=0.0)
-        _compare(type(model).__name__, found, ours[part], float(allowed))
+        _compare(name_of(model), found, ours[part], float(allowed))
 
 
 def _run(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], x: torch.Tensor) -> tuple[Array, float]:
@@ -64,7 +64,7 @@ def _run(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], x: torch.T
         except Exception as raised:
             error = error or raised
     reason = f"it fails on a batch of {len(x)}: {error}"
-    raise ExtractionError(type(model).__name__, reason, "The forward must work for every batch size.") from error
+    raise ExtractionError(name_of(model), reason, "The forward must work for every batch size.") from error
 
 
 def _compare(model: str, found: Array, expected: Array, allowed: float) -> None:

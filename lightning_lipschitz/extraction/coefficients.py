@@ -100,16 +100,19 @@ class Coefficients:
             matrix = self.matrix + other.matrix
         return Coefficients(matrix, (UNIT_ROUNDOFF * frobenius(matrix) + self.rounding + other.rounding) * _ROUND_UP)
 
-    def premultiplied(self, weight: Matrix) -> Coefficients:
-        """``weight @ self``: ``gamma_k |weight|_F |self|_F`` of rounding, none when no two entries are added."""
+    def premultiplied(self, weight: Matrix, relative: float = 0.0) -> Coefficients:
+        """``weight @ self``: ``gamma_k |weight|_F |self|_F`` of rounding, none when no two entries are added.
+
+        A ``relative`` error of every entry of ``weight`` moves the product by at most that times |weight|_F |self|_F.
+        """
         columns = _selected_columns(self.matrix) if self.rounding == 0.0 else None
         moved = None if columns is None else _move_columns(weight, columns, self.shape[1])
         if moved is not None:
-            return Coefficients(moved)
+            return Coefficients(moved, relative * frobenius(moved) * _ROUND_UP if relative else 0.0)
         product, inner, norm = weight @ self.matrix, weight.shape[1], frobenius(weight)
         underflow = 2 * inner * _SMALLEST * math.sqrt(math.prod(product.shape))
-        made = _gamma(inner + 2) * norm * frobenius(self.matrix) + underflow
-        return Coefficients(product, (made + norm * self.rounding) * _ROUND_UP)
+        made = (_gamma(inner + 2) + relative) * norm * frobenius(self.matrix) + underflow
+        return Coefficients(product, (made + (1.0 + relative) * norm * self.rounding) * _ROUND_UP)
 
 
 def stacked(blocks: Sequence[Coefficients]) -> Coefficients:

@@ -51,9 +51,11 @@ class Expression:
         """Entrywise sum with known offsets."""
         return Expression(self.terms, self.bias + offsets)
 
-    def apply(self, weight: Matrix) -> Expression:
-        """``weight @ self``."""
-        return Expression({j: term.premultiplied(weight) for j, term in self.terms.items()}, weight @ self.bias)
+    def apply(self, weight: Matrix, relative: float = 0.0) -> Expression:
+        """``weight @ self``, the entries of weight exact to a ``relative`` error."""
+        return Expression(
+            {j: term.premultiplied(weight, relative) for j, term in self.terms.items()}, weight @ self.bias
+        )
 
     def plus(self, other: Expression) -> Expression:
         """Entrywise sum of two expressions, which may share sources."""

@@ -12,9 +12,10 @@ from lightning_lipschitz.errors import ExtractionError
 from lightning_lipschitz.extraction.check import check
 from lightning_lipschitz.extraction.function import torch_function
 from lightning_lipschitz.extraction.interpret import interpret
+from lightning_lipschitz.extraction.part import Input, Output, part
 from lightning_lipschitz.extraction.result import Extraction
 from lightning_lipschitz.extraction.trace import Graph, example, trace
-from lightning_lipschitz.extraction.undisturbed import clean, unwrapped
+from lightning_lipschitz.extraction.undisturbed import clean, name_of, unwrapped
 from lightning_lipschitz.network import Network
 
 
@@ -26,11 +27,14 @@ class Extractor:
     a float64 copy of the weights. The model is left as it was found: flags, buffers, gradients, random state.
 
     Args:
-        model: any module whose forward takes one floating-point tensor and returns one, the batch in the first
+        model: any module whose forward takes floating-point tensors and returns some, the batch in the first
             dimension. Compiled modules are unwrapped.
-        example_input: only its shape counts; a batch of one will do.
+        example_input: only its shape counts; a batch of one will do. Several inputs: a tuple or a mapping of names.
         name: dotted name of the model inside a larger one; it stands before the names of its submodules in messages and
             in the names of the layers.
+        input: position or name of the input that is the network's; the others are held at the values of the example's
+            first sample. Needed when there are several.
+        output: position or name of the output, "all" for all as one vector, or a function of the outputs.
 
     Raises:
         ExtractionError, UnsupportedModuleError: it cannot be read as affine maps and activations with bounded slopes.
@@ -43,8 +47,16 @@ class Extractor:
         (2, 3)
     """
 
-    def __init__(self, model: torch.nn.Module, example_input: Any, *, name: str = "") -> None:
-        self._model = unwrapped(model)
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        example_input: Any,
+        *,
+        name: str = "",
+        input: Input = None,
+        output: Output = None,
+    ) -> None:
+        self._model, example_input = part(unwrapped(model), example_input, input, output)
         given = example(self._model, example_input)
         self._example = torch.zeros((), dtype=given.dtype).expand(given.shape)  # one number: only the shape is of use
         self._name = name
@@ -105,7 +117,7 @@ class Extractor:
             tensors[name] = given.pop(clean(name), tensors[name])
         if given:
             raise ExtractionError(
-                self._name or type(self._model).__name__,
+                self._name or name_of(self._model),
                 f"it has no parameter or buffer named `{next(iter(given))}`.",
                 "Names are those of its state_dict.",
             )

@@ -147,7 +147,9 @@ class _Walk:
                 torch.equal(sample, torch.arange(self.graph.batch)[:, None].expand_as(sample))
                 and not (entry != entry[0]).any()
             ):
-                return value.expression.select(entry[0].numpy())  # type: ignore[no-any-return]
+                expression: Expression = value.expression.select(entry[0].numpy())
+                self.context(self.graph.nodes[-1]).require_room(expression)
+                return expression
         raise ExtractionError(
             self.name, "the first dimension of its output is not the batch.", "Return one row a sample."
         )
@@ -171,7 +173,8 @@ def _assemble(output: Expression, layers: list[Activated], input_size: int, reso
     network = Network(
         input_size,
         tuple(
-            Layer(m.before.to_affine(input_size, number, m.name), m.units.alpha, m.units.beta, name=m.name) for m in met
+            Layer(m.before.to_affine(input_size, number, m.name), m.units.alpha, m.units.beta, m.units.group, m.name)
+            for m in met
         ),
         output.to_affine(input_size, number, "the output"),
     )

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from lightning_lipschitz.errors import ExtractionError, NonFiniteError, UnsupportedModuleError
 from lightning_lipschitz.extraction.expression import Expression
+from lightning_lipschitz.extraction.size import DENSE_ENTRY, require_room
 from lightning_lipschitz.network import Array
 
 Rule = Callable[..., Any]
@@ -47,19 +49,21 @@ def find_rule(operator: str) -> Rule | None:
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """What a layer's units do: an elementwise ``function(y, *parameters)`` with slopes in [alpha, beta].
+    """What a layer's units do: ``function(y, *parameters)``, slopes in [alpha, beta] unit by unit or group by group.
 
     Args:
         alpha: lower slopes, one a unit.
         beta: upper slopes, one a unit.
         function: on a float64 tensor whose last dimension counts the units. It only serves to run the network.
         parameters: arrays with one entry a unit, handed to ``function``.
+        group: units with the same number satisfy inequality (1) of ``network`` only jointly; None: each on its own.
     """
 
     alpha: Array
     beta: Array
     function: Callable[..., torch.Tensor]
     parameters: tuple[Array, ...] = ()
+    group: npt.NDArray[np.int64] | None = None
 
     def __call__(self, y: Array) -> Array:
         """The outputs for pre-activations of shape (batch, units)."""
@@ -67,9 +71,10 @@ class Units:
         return self.function(torch.from_numpy(y), *parameters).numpy()
 
     def take(self, chosen: np.ndarray[Any, np.dtype[np.bool_]]) -> Units:
-        """These units only."""
+        """These units only; a group stays whole, because all of its units have the same slopes."""
         parameters = tuple(each[chosen] for each in self.parameters)
-        return Units(self.alpha[chosen], self.beta[chosen], self.function, parameters)
+        group = None if self.group is None else self.group[chosen]
+        return Units(self.alpha[chosen], self.beta[chosen], self.function, parameters, group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +123,20 @@ class Context:
         """The error to raise when it is not the operator that is at fault."""
         where = f"`{self.path}`" if self.path else "the model"
         return ExtractionError(where, f"{reason} {self.line}".strip(), advice)
+
+    def require_room(self, before: Expression) -> None:
+        """Refuse a layer whose explicit matrices, with those of the layers before it, would not fit.
+
+        Raises:
+            ModelSizeError: with the size.
+        """
+        entries = sum(term.shape[0] * term.shape[1] for e in (*self.before, before) for term in e.terms.values())
+        require_room(entries * DENSE_ENTRY, f"the matrices up to `{self.layer_name}`")
+
+    @property
+    def before(self) -> tuple[Expression, ...]:
+        """The pre-activations of the layers found so far."""
+        return tuple(layer.before for layer in self.layers)
 
     def constant(self, value: torch.Tensor | float) -> torch.Tensor:
         """A known tensor or number in float64 on the CPU (every narrower float fits exactly).

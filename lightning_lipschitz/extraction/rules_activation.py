@@ -21,19 +21,29 @@ _FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {  # of the table's entries
 
 
 def activate(context: Context, layout: Layout, before: Expression, units: Units) -> Traced:
-    """A new layer. Units with alpha == beta are affine and become part of the expression instead."""
+    """A new layer, each unit at the place of its pre-activation."""
+    return layout.place(new_layer(context, before, units))
+
+
+def new_layer(context: Context, before: Expression, units: Units) -> Expression:
+    """A new layer. Units with alpha == beta are affine and become part of the expression instead.
+
+    Raises:
+        ModelSizeError: its matrices would not fit.
+    """
     affine = units.alpha == units.beta
     if not before.terms:  # nothing here depends on the input
-        return layout.place(Expression({}, units(before.bias[None])[0]))
+        return Expression({}, units(before.bias[None])[0])
     if affine.all():
-        return layout.place(_affine_units(before, units))
+        return _affine_units(before, units)
+    context.require_room(before)
     after = Expression.source(len(context.layers) + 1, int((~affine).sum()))
     context.layers.append(Activated(before.select(np.flatnonzero(~affine)), units.take(~affine), context.layer_name))
     if affine.any():
         folded = _affine_units(before.select(np.flatnonzero(affine)), units.take(affine))
         order = np.argsort(np.concatenate([np.flatnonzero(~affine), np.flatnonzero(affine)]))
         after = concatenate([after, folded]).select(order)
-    return layout.place(after)
+    return after
 
 
 def _affine_units(before: Expression, units: Units) -> Expression:

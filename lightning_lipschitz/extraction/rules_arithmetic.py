@@ -103,8 +103,8 @@ def batch_norm_no_training(
     return add(context, scaled, offsets), None, None
 
 
-@rule("batch_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
-def batch_norm(
+@rule("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
+def native_batch_norm(
     context: Context,
     x: Traced,
     weight: Any,
@@ -121,8 +121,13 @@ def batch_norm(
         raise context.unsupported(
             "replace", "Keep running statistics (track_running_stats=True), or samples act on each other."
         )
-    result = batch_norm_no_training(context, x, weight, bias, mean, variance, momentum, eps)
-    return result[0] if context.operator in ("batch_norm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d") else result
+    return batch_norm_no_training(context, x, weight, bias, mean, variance, momentum, eps)
+
+
+@rule("batch_norm")
+def batch_norm(context: Context, x: Traced, *args: Any) -> Any:
+    """The same, the result alone."""
+    return native_batch_norm(context, x, *args)[0]
 
 
 def _rectified(context: Context, x: Traced) -> Traced:

@@ -11,24 +11,30 @@ from scipy import sparse
 from lightning_lipschitz.extraction.coefficients import Matrix
 from lightning_lipschitz.extraction.registry import Context, rule
 from lightning_lipschitz.extraction.rules_arithmetic import PRODUCT, add, div, mul
+from lightning_lipschitz.extraction.size import SPARSE_ENTRY, require_room
 from lightning_lipschitz.extraction.traced import Traced
 from lightning_lipschitz.network import Array
 
 
-def apply_weight(x: Traced, weight: Matrix, bias: Array | None = None) -> Traced:
-    """``weight @ v + bias`` for every vector v along the last dimension."""
+def apply_weight(x: Traced, weight: Matrix, bias: Array | None = None, relative: float = 0.0) -> Traced:
+    """``weight @ v + bias`` for every vector v along the last dimension; entries of weight within a ``relative`` error.
+
+    Raises:
+        ModelSizeError: the matrix of all these vectors would not fit.
+    """
     layout = x.layout(vector=True)
     rows = len(layout.entries)
+    require_room(rows * np.size(weight) * SPARSE_ENTRY, f"a matrix of {np.shape(weight)} at {rows} places")
     every = weight if rows == 1 else sparse.kron(sparse.identity(rows), sparse.csr_array(weight), format="csr")
-    expression = layout.select(x.expression).apply(every)
+    expression = layout.select(x.expression).apply(every, relative)
     if bias is not None:
         expression = expression.shift(np.tile(bias, rows))
     return layout.place(expression, len(weight))
 
 
-def _along(x: Traced, dim: int, weight: Matrix) -> Traced:
+def along(x: Traced, dim: int, weight: Matrix, relative: float = 0.0) -> Traced:
     """``weight`` along any dimension."""
-    result = apply_weight(replace(x, index=x.index.movedim(dim, -1)), weight)
+    result = apply_weight(replace(x, index=x.index.movedim(dim, -1)), weight, relative=relative)
     return replace(result, index=result.index.movedim(-1, dim))
 
 
@@ -52,7 +58,7 @@ def matmul(context: Context, x: Any, y: Any) -> Traced:
             "not yet", "A product with a known stack of matrices has no rule; use a single matrix."
         )
     if not isinstance(x, Traced):
-        return _along(y, -2, known) if known.ndim == 2 else _squeezed(_along(y, -2, known[None]), -2)
+        return along(y, -2, known) if known.ndim == 2 else _squeezed(along(y, -2, known[None]), -2)
     return apply_weight(x, known.T) if known.ndim == 2 else _squeezed(apply_weight(x, known[None]), -1)
 
 
@@ -118,4 +124,4 @@ def mean(context: Context, x: Traced, dim: Any = None, keepdim: bool = False, dt
 @rule("cumsum")
 def cumsum(context: Context, x: Traced, dim: int, dtype: Any = None) -> Traced:
     """Partial sums along a dimension."""
-    return _along(x, dim, np.tril(np.ones((x.index.shape[dim],) * 2)))
+    return along(x, dim, np.tril(np.ones((x.index.shape[dim],) * 2)))

@@ -175,7 +175,9 @@ def dropout(context: Context, x: Traced, p: float, train: bool) -> Traced:
 
 @rule("getitem")
 def getitem(context: Context, values: Any, item: int) -> Any:
-    """One of an operator's several results."""
+    """One of an operator's several results; those without a rule are the positions of what was found."""
+    if values[item] is None:
+        raise context.unsupported("never", "Positions of a maximum or of sorted entries jump; their values do not.")
     return values[item]
 
 

@@ -16,9 +16,9 @@ import torch
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from lightning_lipschitz.errors import ArgumentError, ExtractionError
+from lightning_lipschitz.errors import ArgumentError, ExtractionError, LipschitzError
 from lightning_lipschitz.extraction.patterns import fuse
-from lightning_lipschitz.extraction.undisturbed import clean, quiet_export, undisturbed
+from lightning_lipschitz.extraction.undisturbed import clean, name_of, quiet_export, undisturbed
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +47,7 @@ def example(model: torch.nn.Module, given: object) -> torch.Tensor:
 
     Raises:
         ArgumentError: not one floating-point tensor with a batch dimension.
-        ExtractionError: several inputs.
     """
-    if isinstance(given, (tuple, list, Mapping)):
-        raise ExtractionError(
-            type(model).__name__,
-            f"it was given {len(given)} inputs as a {type(given).__name__}, and several inputs are not supported yet.",
-            "Wrap it in a module that takes one tensor and holds the others fixed.",
-        )
     accepted = "a floating-point tensor whose first dimension is the batch"
     if not isinstance(given, torch.Tensor):
         raise ArgumentError("example_input", type(given).__name__, accepted)
@@ -82,6 +75,8 @@ def trace(model: torch.nn.Module, given: Any) -> Graph:
             exported = torch.export.export(model, (x,), dynamic_shapes=_any_batch(model), strict=False)
             if any(_is_stateful(node) for node in exported.graph.nodes):
                 exported = exported.run_decompositions({})  # thrice the time of the export itself
+        except LipschitzError:
+            raise
         except Exception as error:
             raise _explained(model, error) from error
         return _graph(model, exported, x)
@@ -90,7 +85,7 @@ def trace(model: torch.nn.Module, given: Any) -> Graph:
 def _refuse_untraceable(model: torch.nn.Module) -> None:
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            where = f"`{path}`" if path else type(model).__name__
+            where = f"`{path}`" if path else name_of(model)
             raise ExtractionError(where, "it is a TorchScript module.", "Give the nn.Module it was made from.")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if torch.nn.parameter.is_lazy(tensor) or tensor.is_meta:
@@ -124,7 +119,7 @@ def _explained(model: torch.nn.Module, error: Exception) -> ExtractionError:
         advice = (
             "The forward must take one batched tensor and return one; certify a submodule if only a part of it does."
         )
-    return ExtractionError(type(model).__name__, f"{reason}{_where(error)}.", advice)
+    return ExtractionError(name_of(model), f"{reason}{_where(error)}.", advice)
 
 
 def _where(error: BaseException) -> str:
@@ -134,7 +129,7 @@ def _where(error: BaseException) -> str:
 
 
 def _graph(model: torch.nn.Module, exported: ExportedProgram, x: torch.Tensor) -> Graph:
-    name = type(model).__name__
+    name = name_of(model)
     signature = exported.graph_signature
     placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
     specs = dict(zip(placeholders, signature.input_specs, strict=True))
@@ -143,9 +138,9 @@ def _graph(model: torch.nn.Module, exported: ExportedProgram, x: torch.Tensor) -
     if len(users) != 1 or len(outputs) != 1 or not exported.call_spec.out_spec.is_leaf():
         raise ExtractionError(
             name,
-            f"it returns {exported.call_spec.out_spec.num_leaves} tensors in a container, and several outputs are not "
-            "supported yet.",
-            "Wrap it in a module whose forward returns the one tensor whose Lipschitz constant you want.",
+            f"it returns {exported.call_spec.out_spec.num_leaves} tensors in a container: several outputs, "
+            "and a bound is for one of them.",
+            "Name one with `output=` (position, name or a function of them), or output='all' for their joint norm.",
         )
     node, position = exported.graph.output_node(), signature.output_specs.index(outputs[0])
     node.args = (node.args[0][position],)

@@ -30,8 +30,13 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def clean(path: str) -> str:
-    """A dotted name without what ``torch.compile`` inserts."""
-    return ".".join(part for part in path.split(".") if part != "_orig_mod")
+    """A dotted name without what ``torch.compile`` and ``part.Part`` insert."""
+    return ".".join(part for part in path.split(".") if part not in ("_orig_mod", "_certified_part"))
+
+
+def name_of(model: torch.nn.Module) -> str:
+    """Its class, or that of the model that it is a part of."""
+    return type(getattr(model, "_certified_part", model)).__name__
 
 
 @contextlib.contextmanager

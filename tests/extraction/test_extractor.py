@@ -85,7 +85,7 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_a_failure_leaves_the_model_as_it_was():
-    model = nn.Sequential(nn.Linear(5, 4), nn.Softmax(1)).train()
+    model = nn.Sequential(nn.Linear(5, 4), nn.GLU()).train()
     before = state(model)
     with pytest.raises(ExtractionError):
         Extractor(model, torch.zeros(2, 5))
@@ -302,7 +302,7 @@ def test_weights_whose_product_overflows():
         (torch.zeros(0, 5), ArgumentError, "shape (0, 5)"),
         (np.zeros((2, 5)), ArgumentError, "ndarray"),
         ((torch.zeros(2, 5), torch.zeros(2)), ExtractionError, "2 inputs"),
-        ({"x": torch.zeros(2, 5)}, ExtractionError, "1 inputs"),
+        ({"x": torch.zeros(2, 5)}, ExtractionError, "unexpected keyword argument 'x'"),
         (torch.zeros(2, 6), ExtractionError, "6"),
     ],
 )
@@ -398,7 +398,7 @@ def test_autocast_inside_the_forward_rounds_the_weights():
 def test_the_name_of_a_part_stands_before_those_of_its_submodules():
     assert Extractor(mlp(nn.ReLU()), torch.zeros(2, 5), name="net.head").network().layers[0].name == "net.head.1"
     with pytest.raises(UnsupportedModuleError, match=r"`net\.head\.1`"):
-        Extractor(mlp(nn.Softmax(1)), torch.zeros(2, 5), name="net.head")
+        Extractor(mlp(nn.Hardshrink()), torch.zeros(2, 5), name="net.head")
     model = mlp(nn.ReLU())
     model[2].bias.data[0] = float("nan")
     with pytest.raises(NonFiniteError, match=r"`net\.2\.bias`"):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_lipschitz import certify
 from lightning_lipschitz.errors import UnsupportedModuleError
 from lightning_lipschitz.extraction import Extractor
-from tests.models import MODELS, REFUSED, make
+from tests.models import MODELS, OPERATORS, REFUSED, ZOO, make
 
 
 @functools.cache
@@ -40,17 +41,53 @@ def test_the_network_computes_what_the_model_computes(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_quotient_of_a_unit_lies_between_its_slopes(name):
+def test_every_group_of_units_keeps_its_inequality(name):
+    """(dz - alpha dy)(dz - beta dy) <= 0, summed over each group."""
     extraction = read(name)[2]
     rng = np.random.default_rng(0)
     for layer, units in zip(extraction.network.layers, extraction.units, strict=True):
-        s = rng.normal(size=(2000, layer.size)) * 10.0 ** rng.uniform(-3, 2, size=(2000, 1))
-        t = s + rng.normal(size=s.shape) * 10.0 ** rng.uniform(-3, 1, size=(2000, 1))
-        rise, run = units(s) - units(t), s - t
-        allowed = 1e-14 * (np.abs(units(s)) + np.abs(units(t)) + np.abs(s) + np.abs(t))  # rounding of the evaluation
-        low, high = np.minimum(layer.alpha * run, layer.beta * run), np.maximum(layer.alpha * run, layer.beta * run)
-        assert np.all(rise >= low - allowed)
-        assert np.all(rise <= high + allowed)
+        count = max(20, min(2000, 10**6 // layer.size))
+        s = rng.normal(size=(count, layer.size)) * 10.0 ** rng.uniform(-3, 2, size=(count, 1))
+        t = s + rng.normal(size=s.shape) * 10.0 ** rng.uniform(-3, 1, size=(count, 1))
+        dz, dy = units(s) - units(t), s - t
+        noise = 1e-14 * (np.abs(units(s)) + np.abs(units(t)) + np.abs(s) + np.abs(t))  # rounding of the evaluation
+        low, high = dz - layer.alpha * dy, dz - layer.beta * dy
+        steepest = np.maximum(1.0, np.maximum(np.abs(layer.alpha), np.abs(layer.beta)))
+        allowed = noise * steepest * (np.abs(low) + np.abs(high) + noise * steepest)
+        order, starts = _groups(layer.group)
+        assert np.all(np.add.reduceat((low * high - allowed)[:, order], starts, axis=1) <= 0)
+
+
+@pytest.mark.parametrize("name", [*ZOO, *(f"operator_{name}" for name in OPERATORS)])
+def test_no_pair_of_inputs_is_steeper_than_the_bound(name):
+    _, shape, extraction = read(name)
+    bound = certify(extraction.network, method="norm-product")
+    assert bound.certified
+    generator = torch.Generator().manual_seed(2)
+    for scale, step in ((1.0, 1.0), (1.0, 1e-3), (1e-3, 1e-3), (10.0, 1.0)):
+        x = scale * torch.randn(200, *shape, generator=generator, dtype=torch.float64)
+        dx = step * torch.randn(200, *shape, generator=generator, dtype=torch.float64)
+        x, y = x.flatten(1).numpy(), (x + dx).flatten(1).numpy()
+        rise, run = np.linalg.norm(extraction(y) - extraction(x), axis=1), np.linalg.norm(y - x, axis=1)
+        assert np.all(rise <= bound.upper_bound * run + 1e-12 * (1 + np.abs(extraction(x)).max()))
+
+
+OVERLAP = {  # the true constant of a pooling layer alone: the root of the most windows that an entry is in
+    "operator_max_pool_overlapping": np.sqrt(6),  # 3 x 3 windows at 2 x 3 places
+    "operator_max_pool_1d": 1.0,
+    "operator_softmin": 0.5,
+}
+
+
+@pytest.mark.parametrize("name", OVERLAP)
+def test_the_bound_of_a_single_layer_is_its_constant(name):
+    bound = certify(read(name)[2].network, method="norm-product").upper_bound
+    assert OVERLAP[name] <= bound <= OVERLAP[name] * (1 + 1e-9)
+
+
+def _groups(group):
+    order = np.argsort(group, kind="stable")
+    return order, np.unique(group[order], return_index=True)[1]
 
 
 @pytest.mark.parametrize("name", REFUSED)

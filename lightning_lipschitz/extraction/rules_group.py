@@ -1,0 +1,183 @@
+r"""Rules for functions of a whole vector: softmax, maxima, sorting, norms.
+
+Each becomes a layer in which every vector is one group of units (inequality (1) of ``network``, summed over the group):
+
+    sum over i of (dz_i - alpha dy_i)(dz_i - beta dy_i) <= 0.
+
+* A function with |dz| <= kappa |dy| satisfies it with alpha = -kappa, beta = kappa: the sum is |dz|^2 - kappa^2 |dy|^2.
+* The gradient of a convex function with a kappa-Lipschitz gradient satisfies |dz|^2 <= kappa dz . dy (Baillon and
+  Haddad 1977), which is the same with alpha = 0, beta = kappa: half as wide.
+
+A function from a vector to a number is written as one to a vector of the same length, zero past its first entry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from lightning_lipschitz.extraction.registry import Context, Units, rule
+from lightning_lipschitz.extraction.rules_activation import new_layer
+from lightning_lipschitz.extraction.rules_arithmetic import neg
+from lightning_lipschitz.extraction.slopes import Slopes
+from lightning_lipschitz.extraction.traced import Traced
+from lightning_lipschitz.network import Array
+
+Function = Callable[..., torch.Tensor]
+
+
+def on_vectors(
+    context: Context,
+    x: Traced,
+    slopes: Slopes,
+    function: Function,
+    *,
+    scalar: bool = False,
+    parameters: tuple[torch.Tensor, ...] = (),
+) -> Traced:
+    """``function`` of every vector along the last dimension, as a layer with one group a vector.
+
+    Args:
+        context: where it stands.
+        x: the vectors.
+        slopes: (alpha, beta) of every group.
+        function: maps (..., width) to (..., width), or to (..., 1) when ``scalar``.
+        scalar: whether the result has no last dimension.
+        parameters: tensors of the shape of ``x``, handed to ``function``.
+    """
+    layout = x.layout(vector=True)
+    rows, width = layout.entries.shape
+    alpha, beta = (np.full(rows * width, slope) for slope in slopes)
+    given = tuple(_of_one_sample(each, layout.positions) for each in parameters)
+    units = Units(alpha, beta, _by_vector(function, width), given, np.repeat(np.arange(rows), width))
+    after = new_layer(context, layout.select(x.expression), units)
+    return layout.place(after.select(np.arange(rows) * width)) if scalar else layout.place(after, width)
+
+
+def _of_one_sample(values: torch.Tensor, positions: torch.Tensor) -> Array:
+    rows = values.reshape(-1, values.shape[-1])[positions[0]]
+    return rows.reshape(-1).numpy().astype(np.float64)
+
+
+def _by_vector(function: Function, width: int) -> Function:
+    def units(y: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        vectors = [each.reshape(*each.shape[:-1], -1, width) for each in (y, *parameters)]
+        z = function(*vectors)
+        return F.pad(z, (0, width - z.shape[-1])).flatten(-2)
+
+    return units
+
+
+def _last(x: Traced, dim: int) -> Traced:
+    return replace(x, index=x.index.movedim(dim, -1))
+
+
+def _back(x: Traced, dim: int) -> Traced:
+    return replace(x, index=x.index.movedim(-1, dim))
+
+
+def _vectors(x: Traced, dim: Any) -> Traced:
+    """The dimensions ``dim`` (None or none: all but the batch) as one, the last."""
+    if dim is None or (isinstance(dim, (list, tuple)) and not dim):
+        dim = list(range(x.index.ndim))
+    dims = [each % x.index.ndim for each in ([dim] if isinstance(dim, int) else dim)]
+    kept = [each for each in range(x.index.ndim) if each not in dims]
+    return replace(x, index=x.index.permute(*kept, *dims).flatten(len(kept)))
+
+
+def _reduced(context: Context, x: Traced, dim: Any, keepdim: bool, function: Function) -> Traced:
+    """A function of slope at most 1 from vectors to numbers."""
+    result = on_vectors(context, _vectors(x, dim), (-1.0, 1.0), function, scalar=True)
+    if not keepdim:
+        return result
+    every = range(x.index.ndim)
+    dims = [d % x.index.ndim for d in ([dim] if isinstance(dim, int) else dim or every)]
+    shape = [1 if d in dims else length for d, length in enumerate(x.index.shape)]
+    return replace(result, index=result.index.reshape(shape))
+
+
+@rule("softmax", "_softmax", "_safe_softmax")
+def softmax(context: Context, x: Traced, dim: int, dtype: Any = None) -> Traced:
+    """The gradient of the convex log-sum-exp, whose Hessian diag(p) - p p' has norm at most 1/2.
+
+    By Gershgorin: row i sums to p_i (1 - p_i) + p_i sum_{j != i} p_j = 2 p_i (1 - p_i) <= 1/2 in absolute value.
+    """
+    return _back(on_vectors(context, _last(x, dim), (0.0, 0.5), lambda y: torch.softmax(y, -1)), dim)
+
+
+@rule("log_softmax", "_log_softmax")
+def log_softmax(context: Context, x: Traced, dim: int, dtype: Any = None) -> Traced:
+    """``y - 1 logsumexp(y)``, of Lipschitz constant sqrt(n).
+
+    Its Jacobian I - 1 p' is a projection, because p'1 = 1. For n >= 2 neither it nor 1 p' is zero, so they have the
+    same norm, |1| |p| = sqrt(n) |p| <= sqrt(n). For n = 1 it is zero.
+    """
+    kappa = math.sqrt(x.index.shape[dim]) * (1.0 + 2.0**-50)  # above the real root
+    return _back(on_vectors(context, _last(x, dim), (-kappa, kappa), lambda y: torch.log_softmax(y, -1)), dim)
+
+
+@rule("logsumexp")
+def logsumexp(context: Context, x: Traced, dim: Any, keepdim: bool = False) -> Traced:
+    """Its gradient p has |p|_2 <= |p|_1 = 1."""
+    return _reduced(context, x, dim, keepdim, lambda y: torch.logsumexp(y, -1, keepdim=True))
+
+
+@rule("amax")
+def amax(context: Context, x: Traced, dim: Any = (), keepdim: bool = False) -> Traced:
+    """|max u - max v| <= max |u - v| <= |u - v|_2."""
+    return _reduced(context, x, dim, keepdim, lambda y: y.amax(-1, keepdim=True))
+
+
+@rule("amin")
+def amin(context: Context, x: Traced, dim: Any = (), keepdim: bool = False) -> Traced:
+    """``-max(-x)``."""
+    return neg(context, amax(context, neg(context, x), dim, keepdim))
+
+
+@rule("max")
+def max_(context: Context, x: Traced, dim: int, keepdim: bool = False) -> tuple[Traced, None]:
+    """The values; the positions jump and have no rule."""
+    return amax(context, x, dim, keepdim), None
+
+
+@rule("min")
+def min_(context: Context, x: Traced, dim: int, keepdim: bool = False) -> tuple[Traced, None]:
+    """The values; the positions jump and have no rule."""
+    return amin(context, x, dim, keepdim), None
+
+
+@rule("sort")
+def sort(
+    context: Context, x: Traced, dim: int = -1, descending: bool = False, stable: bool = False
+) -> tuple[Traced, None]:
+    """The values. |sort(u) - sort(v)| <= |u - v|: by the rearrangement inequality no other matching is closer."""
+
+    def ordered(y: torch.Tensor) -> torch.Tensor:
+        return y.sort(-1, descending=descending).values
+
+    return _back(on_vectors(context, _last(x, dim), (-1.0, 1.0), ordered), dim), None
+
+
+@rule("topk")
+def topk(
+    context: Context, x: Traced, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> tuple[Traced, None]:
+    """The first entries of the sorted vector."""
+    values = sort(context, x, dim, descending=largest)[0]
+    return replace(values, index=values.index.narrow(dim, 0, k)), None
+
+
+@rule("linalg_vector_norm", "norm")
+def vector_norm(
+    context: Context, x: Traced, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> Traced:
+    """The l2 norm, by the triangle inequality."""
+    if ord != 2:
+        raise context.unsupported("not yet", "Only the l2 norm has a rule.")
+    return _reduced(context, x, dim, keepdim, lambda y: torch.linalg.vector_norm(y, dim=-1, keepdim=True))
