@@ -42,6 +42,7 @@ trainer:
         lower_bound: true
         max_lipschitz: 1000.0
         prog_bar: false
+        certified_radii: [0.5]
 """
 QUIET = [
     "--trainer.accelerator=cpu",

@@ -9,18 +9,18 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_lipschitz.certificate import Certificate
 from lightning_lipschitz.errors import ArgumentError, CertificateError
 from lightning_lipschitz.functional.robustness import certified_radius
+from lightning_lipschitz.metrics._apart import Apart
 from lightning_lipschitz.pairwise import PairwiseBounds
 
 Lipschitz: TypeAlias = float | Tensor | Certificate | PairwiseBounds
 Scale: TypeAlias = float | Sequence[float] | Tensor
 
 
-class RadiusMetric(Metric):
+class RadiusMetric(Apart):
     r"""A metric of certified radii in the units of raw inputs.
 
     If the model sees ``(x - mean) / std`` channel by channel, then a change dx of the raw input is one of

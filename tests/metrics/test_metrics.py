@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torchmetrics import MetricCollection
 
 import lightning_lipschitz as ll
 from lightning_lipschitz.errors import ArgumentError, CertificateError, ShapeError
@@ -200,3 +201,24 @@ def test_logged_by_lightning(tmp_path):
     x, y = loader(8).dataset.tensors
     radii = certified_radius(module(x), ll.certify(module.net, x).upper_bound, y)
     assert trainer.callback_metrics["certified"].item() == pytest.approx((radii > 0.05).float().mean().item())
+
+
+def test_a_collection_keeps_metrics_apart_that_agree_on_the_first_batch():
+    """torchmetrics lets the metrics of a collection share states that are equal then."""
+    metrics = {
+        "near": ll.CertifiedAccuracy(0.5, 1.0),
+        "far": ll.CertifiedAccuracy(1.0, 1.0),
+        "steep": ll.CertifiedAccuracy(0.5, 2.0),
+        "radius": ll.CertifiedRadius("mean", 1.0),
+        "steep radius": ll.CertifiedRadius("mean", 2.0),
+    }
+    alone = {name: metric.clone() for name, metric in metrics.items()}
+    collection = MetricCollection(metrics)
+    same, apart = torch.tensor([[0.0, 5.0], [0.0, 5.0]]), torch.tensor([[1.0, 0.0], [1.6, 0.0], [5.0, 0.0]])
+    for logits in (same, apart):
+        target = torch.zeros(len(logits), dtype=torch.long)
+        collection.update(logits, target)
+        for metric in alone.values():
+            metric.update(logits, target)
+    assert collection.compute() == {name: metric.compute() for name, metric in alone.items()}
+    assert len({float(value) for value in collection.compute().values()}) >= 4
