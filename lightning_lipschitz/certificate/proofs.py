@@ -56,4 +56,25 @@ class Split:
         object.__setattr__(self, "parts", tuple(self.parts))
 
 
+@dataclass(frozen=True, eq=False)
+class Composition:
+    """What bounds a structured graph.
+
+    Args:
+        norms: upper bounds of the norms of its linear nodes, in the order of
+            :func:`lightning_lipschitz.certificate.composition.claimed`.
+        blocks: (start, end, proof): the part from node ``start`` to node ``end``, written out explicitly, is bounded by
+            ``proof``.
+    """
+
+    norms: Array
+    blocks: tuple[tuple[int, int, Proof], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "norms", _frozen(self.norms))
+        blocks = tuple((int(start), int(end), proof) for start, end, proof in self.blocks)
+        object.__setattr__(self, "blocks", blocks)
+
+
 Proof: TypeAlias = Multipliers | Norms | Split
+AnyProof: TypeAlias = Proof | Composition
