@@ -13,7 +13,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # A room may import itself and the rooms of the levels below it.
 LEVELS = [
     {"errors"},
-    {"network"},
+    {"network", "structured"},
     {"certificate"},
     {"functional"},
     {"bounds", "extraction", "_lightning", "weight_files"},
@@ -27,7 +27,7 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
-TRUSTED = {"errors", "network", "certificate"}
+TRUSTED = {"errors", "network", "structured", "certificate"}
 FRAMEWORKS = {"torch", "cvxpy", "lightning", "pytorch_lightning", "torchmetrics"}
 
 

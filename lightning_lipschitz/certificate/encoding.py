@@ -22,12 +22,11 @@ def encode(proof: AnyProof) -> tuple[Description, list[Array]]:
     if isinstance(proof, Composition):
         parts = [encode(part) for _, _, part in proof.blocks]
         ends = [[start, end] for start, end, _ in proof.blocks]
-        description = {"kind": "composition", "blocks": ends, "parts": [part for part, _ in parts]}
+        description: Description = {"kind": "composition", "blocks": ends, "parts": [part for part, _ in parts]}
         return description, [np.array(proof.norms)] + [array for _, arrays in parts for array in arrays]
     if isinstance(proof, Split):
         parts = [encode(part) for part in proof.parts]
-        cuts = [int(cut) for cut in proof.cuts]
-        description = {"kind": "split", "cuts": cuts, "parts": [part for part, _ in parts]}
+        description = {"kind": "split", "cuts": list(proof.cuts), "parts": [part for part, _ in parts]}
         return description, [array for _, arrays in parts for array in arrays]
     arrays = [np.array(values, dtype=np.float64) for values in proof.values]
     if isinstance(proof, Multipliers):
