@@ -28,6 +28,7 @@ from lightning_lipschitz.structured import (
     Scaling,
     Sum,
 )
+from lightning_lipschitz.structured.parts import members
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +52,6 @@ class Rounded:
         total = sparse.csr_array(self.matrix + other.matrix)
         made = UNIT_ROUNDOFF * _frobenius(total)
         return Rounded(total, 1.001 * (made + self.rounding + other.rounding))
-
-
-def members(graph: Graph, start: int, end: int) -> tuple[int, ...] | None:
-    """The nodes that lead from ``start`` to ``end``, both included, in order; None where a path avoids ``start``."""
-    found, waiting = {start, end}, [end] if end > start else []
-    while waiting:
-        sources = graph.nodes[waiting.pop()].sources
-        if not sources or min(sources) < start:
-            return None
-        waiting += [source for source in sources if source not in found]
-        found |= set(sources)
-    return tuple(sorted(found)) if end > start else None
 
 
 def explicit(graph: Graph, start: int, end: int) -> Network | None:

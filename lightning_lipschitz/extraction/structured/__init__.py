@@ -6,7 +6,7 @@ The same trace as for the explicit route, walked with a registry of its own:
     registry, rules_*   the rules: an operator makes a node, or moves data
     fold                normalisations into the convolution before them
     walk, extraction    the walk over the trace, and a graph that can be run
-    extractor           the public class
+    extractor           the public classes
 """
 
 from lightning_lipschitz.extraction.structured import (  # noqa: F401 - they register the rules
@@ -17,6 +17,6 @@ from lightning_lipschitz.extraction.structured import (  # noqa: F401 - they reg
     rules_resampling,
     rules_units,
 )
-from lightning_lipschitz.extraction.structured.extractor import StructuredExtractor
+from lightning_lipschitz.extraction.structured.extractor import RoutedExtractor, StructuredExtractor
 
-__all__ = ["StructuredExtractor"]
+__all__ = ["RoutedExtractor", "StructuredExtractor"]
