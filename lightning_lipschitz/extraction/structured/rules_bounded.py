@@ -146,8 +146,9 @@ def layer_norm(
 
 @rule("rms_norm")
 def rms_norm(context: Context, x: Value, shape: list[int], weight: Any = None, eps: float | None = None) -> Value:
-    """By the root mean square of the last dimensions; without an eps, that of the model's own type."""
-    eps = torch.finfo(context.dtype or torch.float32).eps if eps is None else eps
+    """By the root mean square of the last dimensions."""
+    if eps is None:
+        raise context.unsupported("replace", "Give it an eps: its default depends on the arithmetic it runs in.")
     kappa = _flattest(context, eps)
     normal = bounded(context, x, x.index.shape[1:], kappa, lambda y: F.rms_norm(y, shape, eps=eps))
     return _affine(context, normal, weight, None, shape)
