@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
+from typing import TypeAlias
 
+from lightning_lipschitz.bounds import channels
 from lightning_lipschitz.bounds.outcome import Clock
 from lightning_lipschitz.bounds.parts import Part, cut
 from lightning_lipschitz.bounds.search import certify_network
@@ -18,10 +20,12 @@ from lightning_lipschitz.certificate import Certificate, Composition, Status, pr
 from lightning_lipschitz.certificate.composition import claimed, propagate
 from lightning_lipschitz.certificate.explicit import explicit
 from lightning_lipschitz.certificate.operators import node_norm
+from lightning_lipschitz.certificate.proofs import Channels, Proof
 from lightning_lipschitz.certificate.verify import SIGNING_MARGIN
 from lightning_lipschitz.errors import ArgumentError, SolverError
 from lightning_lipschitz.structured import Graph
 
+Block: TypeAlias = tuple[int, int, Proof | Channels]
 METHODS = ("auto", "composed", "norm-product")
 _WORST_FIRST = (Status.FALLBACK, Status.TIME_LIMIT, Status.ALMOST_SOLVED, Status.SOLVED)
 
@@ -39,9 +43,10 @@ def certify_graph(graph: Graph, settings: Settings) -> Certificate:
     norms = {number: node_norm(graph.nodes[number], SIGNING_MARGIN) for number in claimed(graph)}
     parts = () if settings.method == "norm-product" else cut(graph)
     blocks = _blocks(graph, norms, parts, settings, clock)
-    proofs = tuple((part.start, part.end, c.proof) for part, c in blocks)
-    proof = Composition(list(norms.values()), proofs)  # type: ignore[arg-type]
-    bound = prove_composition(graph, proof)
+    proofs: list[Block] = [(part.start, part.end, c.proof) for part, c in blocks]  # type: ignore[misc]
+    if settings.method != "norm-product":
+        proofs += _convolutional(graph, norms, parts, clock)
+    proof, bound = _proved(graph, norms, proofs)
     if bound is None or not math.isfinite(bound):
         raise SolverError(
             "no method gave a bound that could be verified; the bound may lie beyond the range of float64."
@@ -58,6 +63,28 @@ def certify_graph(graph: Graph, settings: Settings) -> Certificate:
         network_digest=graph.digest,
         proof=proof,
     )
+
+
+def _proved(graph: Graph, norms: dict[int, float], blocks: list[Block]) -> tuple[Composition, float | None]:
+    """What the kernel accepts: all of it, or the norms alone."""
+    for used in (blocks, []):
+        proof = Composition(list(norms.values()), tuple(used))  # type: ignore[arg-type]
+        bound = prove_composition(graph, proof, SIGNING_MARGIN)
+        if bound is not None:
+            return proof, bound
+    return proof, None
+
+
+def _convolutional(graph: Graph, norms: dict[int, float], written: tuple[Part, ...], clock: Clock) -> list[Block]:
+    """The same for parts that are bounded one frequency at a time."""
+    bounds, found = propagate(graph, norms, {}), list[Block]()
+    for part in channels.cut(graph, written):
+        if clock.left == 0.0:
+            break
+        proposal = channels.propose(graph, part.start, part.end)
+        if proposal is not None and math.sqrt(proposal.rho) * bounds[part.start] < bounds[part.end]:
+            found.append((part.start, part.end, proposal))
+    return found
 
 
 def _blocks(

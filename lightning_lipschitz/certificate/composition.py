@@ -7,7 +7,8 @@ For every node v, :math:`|dv|_2 \le L_v\, |dx|_2` with :math:`L_x = 1` and
 
 and of two of these the smaller. A residual block x + g(x) is a sum: :math:`L_v = L_u (1 + \mathrm{Lip}(g))`. Where all
 paths pass one node u, what follows sees nothing but u, so the constants of the parts multiply; a part between two such
-nodes that is small enough is written out and bounded by the matrix inequality.
+nodes that is small enough is written out and bounded by the matrix inequality, and a convolutional one is bounded by it
+one frequency at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import numpy as np
 from lightning_lipschitz.certificate.explicit import explicit
 from lightning_lipschitz.certificate.floating_point import round_up, sqrt_up
 from lightning_lipschitz.certificate.operators import needs_proof, node_norm_holds, read_off
-from lightning_lipschitz.certificate.proofs import Composition
+from lightning_lipschitz.certificate.proofs import Channels, Composition, Proof
+from lightning_lipschitz.certificate.spectrum import prove_channels, spectrum
 from lightning_lipschitz.certificate.verify import prove
 from lightning_lipschitz.structured import Concatenation, Graph, Node, Sum
 
@@ -46,13 +48,19 @@ def prove_composition(graph: Graph, proof: Composition, margin: float = 1.0) -> 
         return None
     blocks: dict[int, list[tuple[int, Fraction]]] = {}
     for start, end, part in proof.blocks:
-        if not 0 <= start < end < len(graph.nodes) or (network := explicit(graph, start, end)) is None:
-            return None
-        bound = prove(network, part, margin)
+        bound = _part_bound(graph, start, end, part, margin) if 0 <= start < end < len(graph.nodes) else None
         if bound is None or not np.isfinite(bound):
             return None
         blocks.setdefault(end, []).append((start, Fraction(bound)))
     return propagate(graph, norms, blocks)[-1]
+
+
+def _part_bound(graph: Graph, start: int, end: int, part: Proof | Channels, margin: float) -> float | None:
+    if isinstance(part, Channels):
+        convolutional = spectrum(graph, start, end)
+        return None if convolutional is None else prove_channels(convolutional, part, margin)
+    network = explicit(graph, start, end)
+    return None if network is None else prove(network, part, margin)
 
 
 def propagate(

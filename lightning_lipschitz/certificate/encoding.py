@@ -7,12 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from lightning_lipschitz.certificate.proofs import AnyProof, Array, Composition, Multipliers, Norms, Proof, Split
+from lightning_lipschitz.certificate.proofs import (
+    AnyProof,
+    Array,
+    Channels,
+    Composition,
+    Multipliers,
+    Norms,
+    Proof,
+    Split,
+)
 
 Description = dict[str, Any]
 
 
-def encode(proof: AnyProof) -> tuple[Description, list[Array]]:
+def encode(proof: AnyProof | Channels) -> tuple[Description, list[Array]]:
     """The description names the kind and how many arrays belong to it; parts of a split follow each other.
 
     Example:
@@ -29,8 +38,9 @@ def encode(proof: AnyProof) -> tuple[Description, list[Array]]:
         description = {"kind": "split", "cuts": list(proof.cuts), "parts": [part for part, _ in parts]}
         return description, [array for _, arrays in parts for array in arrays]
     arrays = [np.array(values, dtype=np.float64) for values in proof.values]
-    if isinstance(proof, Multipliers):
-        return {"kind": "multipliers", "rho": proof.rho, "arrays": len(arrays)}, arrays
+    if isinstance(proof, (Multipliers, Channels)):
+        kind = "multipliers" if isinstance(proof, Multipliers) else "channels"
+        return {"kind": kind, "rho": proof.rho, "arrays": len(arrays)}, arrays
     return {"kind": "norms", "arrays": len(arrays)}, arrays
 
 
@@ -53,18 +63,31 @@ def _decode_composition(description: Description, stream: Iterator[Array]) -> Co
     if norms is None:
         raise ValueError("there are fewer arrays than the proof names")
     pairs = zip(description["blocks"], description["parts"], strict=True)
-    return Composition(norms, tuple((start, end, _decode(part, stream)) for (start, end), part in pairs))
+    blocks = (
+        (start, end, _channels(part, stream) if part["kind"] == "channels" else _decode(part, stream))
+        for (start, end), part in pairs
+    )
+    return Composition(norms, tuple(blocks))
+
+
+def _channels(description: Description, stream: Iterator[Array]) -> Channels:
+    return Channels(description["rho"], _taken(description, stream))
+
+
+def _taken(description: Description, stream: Iterator[Array]) -> tuple[Array, ...]:
+    values = tuple(array for _, array in zip(range(description["arrays"]), stream, strict=False))
+    if len(values) != description["arrays"]:
+        raise ValueError("there are fewer arrays than the proof names")
+    return values
 
 
 def _decode(description: Description, stream: Iterator[Array]) -> Proof:
     kind = description["kind"]
     if kind == "split":
         return Split(tuple(description["cuts"]), tuple(_decode(part, stream) for part in description["parts"]))
-    values = [array for _, array in zip(range(description["arrays"]), stream, strict=False)]
-    if len(values) != description["arrays"]:
-        raise ValueError("there are fewer arrays than the proof names")
+    values = _taken(description, stream)
     if kind == "multipliers":
-        return Multipliers(description["rho"], tuple(values))
+        return Multipliers(description["rho"], values)
     if kind == "norms":
         return Norms(tuple(tuple(row.tolist()) for row in values))
     raise ValueError(f"a proof of the unknown kind {kind!r}")

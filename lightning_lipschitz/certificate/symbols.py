@@ -64,32 +64,56 @@ class Symbols:
             return cls(positions, parts, torus, Fraction(1), node.rounding)
         return cls(*_on_a_grid(positions, parts), node.rounding)
 
+    @classmethod
+    def on(cls, node: Convolution, periods: tuple[int, ...]) -> Symbols:
+        """The symbols on a given torus, which must be at least as large as :meth:`needed`."""
+        return cls(*_polyphase(node), periods, Fraction(1), node.rounding)
+
+    @staticmethod
+    def needed(node: Convolution) -> tuple[int, ...]:
+        """The smallest torus that will do, its length divided by the stride, axis by axis."""
+        periods = []
+        for axis, (n, s, m, k) in enumerate(zip(node.lengths, node.stride, node.result[1:], node.taps, strict=True)):
+            ends = [ends for tap in range(k) if (ends := node.reached(axis, tap)) is not None] or [(0, 0)]
+            length = max(n - min(a for a, _ in ends), max(b for _, b in ends) + 1, s * (m - 1) + 1)
+            circle = n // s if not n % s else n
+            periods.append(circle if node.circular else -(-length // s))
+        return tuple(periods)
+
     def slack(self, group: int) -> float:
-        """How far, in spectral norm, the real and complex parts that :meth:`embedded` forms may be from exact."""
+        """How far, in the Frobenius norm, the matrices that :meth:`embedded` forms may be from exact."""
         taps, rows, columns = self.parts.shape[1:]
         mass = float(np.linalg.norm(np.abs(self.parts[group]).sum(axis=0)))
         formed = 2.02 * gamma(taps + 2) * mass + 4 * taps * rows * columns * TINY
-        return float(formed + 1.01 * math.sqrt(taps) * self.rounding)
+        return float(formed + 1.5 * math.sqrt(taps) * self.rounding)  # 1.5 > sqrt(2): every number occurs twice
 
     def values(self, group: int) -> Iterator[tuple[Array, Array]]:
         """Real and imaginary parts, shape (frequencies, rows, columns), some frequencies at a time.
 
         Kernels are real, so of two opposite frequencies one will do.
         """
+        for frequencies in half(self.periods, max(1, CHUNK // math.prod(self.parts.shape[2:]))):
+            yield self.at(group, frequencies)
+
+    def at(self, group: int, frequencies: npt.NDArray[np.int64]) -> tuple[Array, Array]:
+        """The same at given points of the grid, shape (count, dimensions)."""
         length = math.lcm(*self.periods)
         cosine, sine = roots_of_unity(length)
         steps = np.array([length // period for period in self.periods], dtype=np.int64)
-        flat = self.parts[group].reshape(self.parts.shape[1], -1)
-        for frequencies in _half(self.periods, max(1, CHUNK // flat.shape[1])):
-            phases = ((frequencies * steps) @ self.positions.T) % length
-            shape = (len(frequencies), *self.parts.shape[2:])
-            yield (cosine[phases] @ flat).reshape(shape), (sine[phases] @ flat).reshape(shape)
+        phases = ((frequencies * steps) @ self.positions.T) % length
+        flat, shape = self.parts[group].reshape(self.parts.shape[1], -1), (len(frequencies), *self.parts.shape[2:])
+        return (cosine[phases] @ flat).reshape(shape), (sine[phases] @ flat).reshape(shape)
 
     def embedded(self, group: int) -> Iterator[Array]:
         """[[Re, -Im], [Im, Re]], which has the singular values of Re + i Im, each twice."""
         for real, imaginary in self.values(group):
             for a, b in zip(real, imaginary, strict=True):
                 yield np.block([[a, -b], [b, a]])
+
+    def embedded_at(self, frequency: npt.NDArray[np.int64]) -> Array:
+        """The same at one point of the grid, of the first group."""
+        real, imaginary = self.at(0, frequency[None])
+        return np.block([[real[0], -imaginary[0]], [imaginary[0], real[0]]])
 
 
 def _polyphase(node: Convolution) -> tuple[npt.NDArray[np.int64], Array]:
@@ -101,7 +125,8 @@ def _polyphase(node: Convolution) -> tuple[npt.NDArray[np.int64], Array]:
     for number, tap in enumerate(itertools.product(*(range(k) for k in node.taps))):
         if any(node.reached(axis, t) is None for axis, t in enumerate(tap)):
             continue
-        place = [divmod(d * t, s) for d, t, s in zip(node.dilation, tap, stride, strict=True)]
+        geometry = zip(node.dilation, tap, node.padding, stride, strict=True)
+        place = [divmod(d * t - before, s) for d, t, (before, _), s in geometry]
         position, remainder = tuple(q for q, _ in place), tuple(r for _, r in place)
         part = parts.setdefault(position, np.zeros((groups, rows // groups, columns, math.prod(stride))))
         part[..., np.ravel_multi_index(remainder, stride)] = kernel[..., number]  # no two taps share a place
@@ -113,14 +138,8 @@ def _polyphase(node: Convolution) -> tuple[npt.NDArray[np.int64], Array]:
 
 def _torus(node: Convolution, positions: npt.NDArray[np.int64]) -> tuple[int, ...]:
     """Length / stride of the torus; 1 where the symbol does not depend on the frequency."""
-    periods = []
-    for axis, (n, s, m, k) in enumerate(zip(node.lengths, node.stride, node.result[1:], node.taps, strict=True)):
-        ends = [ends for tap in range(k) if (ends := node.reached(axis, tap)) is not None] or [(0, 0)]
-        needed = max(n - min(a for a, _ in ends), max(b for _, b in ends) + 1, s * (m - 1) + 1)
-        period = n // s if not n % s else n
-        periods.append(period if node.circular else -(-needed // s))
     fixed = np.ptp(positions, axis=0) == 0
-    varying = [1 if same else period for same, period in zip(fixed, periods, strict=True)]
+    varying = [1 if same else period for same, period in zip(fixed, Symbols.needed(node), strict=True)]
     if math.lcm(*varying) > LONGEST_TABLE and not node.circular:  # a larger torus is as good
         varying = [period if period == 1 else max(varying) for period in varying]
     return tuple(varying)
@@ -150,7 +169,7 @@ def _on_a_grid(
     return shifted, parts, chosen, excess
 
 
-def _half(periods: tuple[int, ...], chunk: int) -> Iterator[npt.NDArray[np.int64]]:
+def half(periods: tuple[int, ...], chunk: int) -> Iterator[npt.NDArray[np.int64]]:
     """The grid's indices without the opposites of earlier ones, shape (at most ``chunk``, dimensions)."""
     indices = np.stack([axis.reshape(-1) for axis in np.indices(periods)], axis=1)
     opposite = np.ravel_multi_index(list((-indices % np.array(periods)).T), periods)
