@@ -24,11 +24,12 @@ from lightning_lipschitz.structured.parts import passed
 
 Complex = npt.NDArray[np.complex128]
 
-LARGEST_WORK = 6e11  # operations of the proof, all frequencies: half a minute
-MOST_LAYERS = 1  # of units in a part
+LARGEST_WORK = 2e11  # operations of the proof, all frequencies: some ten seconds
+MOST_LAYERS = 3  # of units in a part
 FAILURES = 3  # beginnings in a row that will not do, after which a part is as long as it gets
 SEARCHED = 5  # frequencies
 FACTORS = (1.0, 1.25, 1.6, 2.0)  # of the multipliers that give the product of the norms
+ATTEMPTS = 5  # to make the block of the units definite at all frequencies
 ROOM = 1e-6  # relative, above the largest rho found
 
 
@@ -40,10 +41,12 @@ def propose(graph: Graph, start: int, end: int) -> Channels | None:
     every = part.frequencies
     chosen = every[np.unique(np.linspace(0, len(every) - 1, SEARCHED).astype(int))]
     points = [_Point(network) for network in part.networks(chosen)]
-    values, rho = _search(points, _start(points))
-    if not math.isfinite(rho):
-        return None
-    rho = max(rho, *(_Point(network).rho(values, 1e-9) for network in part.networks(every)))
+    values, _ = _search(points, _start(points))
+    for _ in range(ATTEMPTS):
+        rho = max(_Point(network).rho(values, 1e-9) for network in part.networks(every))
+        if math.isfinite(rho):
+            break
+        values = [1.3 * value for value in values]  # the norm is larger at a frequency that was left out
     if not (math.isfinite(rho) and rho > 0):
         return None
     spread = zip(values, part.channels[1:], strict=True)

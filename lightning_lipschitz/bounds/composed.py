@@ -24,6 +24,7 @@ from lightning_lipschitz.certificate.proofs import Channels, Proof
 from lightning_lipschitz.certificate.verify import SIGNING_MARGIN
 from lightning_lipschitz.errors import ArgumentError, SolverError
 from lightning_lipschitz.structured import Graph
+from lightning_lipschitz.structured.parts import members
 
 Block: TypeAlias = tuple[int, int, Proof | Channels]
 METHODS = ("auto", "composed", "norm-product")
@@ -67,10 +68,12 @@ def certify_graph(graph: Graph, settings: Settings) -> Certificate:
 
 def _proved(graph: Graph, norms: dict[int, float], blocks: list[Block]) -> tuple[Composition, float | None]:
     """What the kernel accepts: all of it, or the norms alone."""
-    for used in (blocks, []):
-        proof = Composition(list(norms.values()), tuple(used))  # type: ignore[arg-type]
+    for used in (blocks, list[Block]()):
+        inside = {number for start, end, _ in used for number in (members(graph, start, end) or ())[1:]}
+        claims = [math.inf if number in inside else norm for number, norm in norms.items()]
+        proof = Composition(claims, tuple(used))  # type: ignore[arg-type]
         bound = prove_composition(graph, proof, SIGNING_MARGIN)
-        if bound is not None:
+        if bound is not None and math.isfinite(bound):
             return proof, bound
     return proof, None
 

@@ -37,14 +37,15 @@ def prove_composition(graph: Graph, proof: Composition, margin: float = 1.0) -> 
 
     Args:
         graph: as extracted.
-        proof: norms of the linear nodes, and proofs of parts.
+        proof: norms of the linear nodes, infinite where none is claimed, and proofs of parts.
         margin: factor on the allowance for rounding, at least 1.
     """
     numbers = claimed(graph)
     if proof.norms.shape != (len(numbers),):
         return None
     norms = dict(zip(numbers, proof.norms.tolist(), strict=True))
-    if not all(node_norm_holds(graph.nodes[number], norm, margin) for number, norm in norms.items()):
+    given = {number: norm for number, norm in norms.items() if norm != np.inf}
+    if not all(node_norm_holds(graph.nodes[number], norm, margin) for number, norm in given.items()):
         return None
     blocks: dict[int, list[tuple[int, Fraction]]] = {}
     for start, end, part in proof.blocks:

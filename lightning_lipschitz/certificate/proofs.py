@@ -79,7 +79,7 @@ class Composition:
 
     Args:
         norms: upper bounds of the norms of its linear nodes, in the order of
-            :func:`lightning_lipschitz.certificate.composition.claimed`.
+            :func:`lightning_lipschitz.certificate.composition.claimed`; infinity claims nothing.
         blocks: (start, end, proof): the part from node ``start`` to node ``end`` is bounded by ``proof``; written out
             explicitly, or one frequency at a time where the proof is of the kind :class:`Channels`.
     """

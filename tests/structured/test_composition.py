@@ -151,7 +151,7 @@ def test_random_networks(data):
 def tampered(proof):
     yield Composition(proof.norms * (1 - 1e-6), proof.blocks)
     yield Composition(np.where(np.arange(len(proof.norms)) == 0, np.nan, proof.norms), proof.blocks)
-    yield Composition(np.where(np.arange(len(proof.norms)) == 0, np.inf, proof.norms), proof.blocks)
+    yield Composition(np.where(np.arange(len(proof.norms)) == 0, -np.inf, proof.norms), proof.blocks)
     yield Composition(np.where(np.arange(len(proof.norms)) == 0, -1.0, proof.norms), proof.blocks)
     yield Composition(proof.norms[1:], proof.blocks)
     for start, end, part in proof.blocks:
@@ -165,8 +165,10 @@ def test_a_proof_that_claims_too_much_proves_nothing():
     _, graph = read("lenet")
     proof = composed("lenet").proof
     assert proof.blocks
-    for wrong in tampered(proof):
+    norms = certify_graph(graph, Settings(method="norm-product")).proof.norms
+    for wrong in tampered(Composition(norms, proof.blocks)):
         assert prove_composition(graph, wrong) is None
+    assert prove_composition(graph, Composition(np.full_like(norms, np.inf))) == np.inf
 
 
 def test_a_block_must_see_all_that_leads_to_its_end():
