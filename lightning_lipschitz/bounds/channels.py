@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cholesky, solve_triangular
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from lightning_lipschitz.bounds.parts import Part
@@ -43,7 +43,7 @@ def propose(graph: Graph, start: int, end: int) -> Channels | None:
     points = [_Point(network) for network in part.networks(chosen)]
     values, _ = _search(points, _start(points))
     for _ in range(ATTEMPTS):
-        rho = max(_Point(network).rho(values, 1e-9) for network in part.networks(every))
+        rho = max(_Point(network).rho(values, 1e-8) for network in part.networks(every))
         if math.isfinite(rho):
             break
         values = [1.3 * value for value in values]  # the norm is larger at a frequency that was left out
@@ -93,7 +93,7 @@ def _search(points: Sequence[_Point], start: Sequence[float]) -> tuple[list[floa
     """Common factors first, then one layer after the other, then finer steps."""
 
     def worst(values: Sequence[float]) -> float:
-        return max(point.rho(values, 1e-4) for point in points)
+        return max(point.rho(values, 1e-3) for point in points)
 
     tried = [([factor * value for value in start], 0.0) for factor in FACTORS]
     best = min(((values, worst(values)) for values, _ in tried), key=lambda pair: pair[1])
@@ -150,10 +150,11 @@ class _Point:
                 self._square(block, coupling, squares, terms, 2.0 * alpha * beta * value)
             place += size
         try:
-            factor = cho_factor(block, lower=True, check_finite=False)
+            factor = cholesky(block, lower=True, check_finite=False)
         except np.linalg.LinAlgError:
             return math.inf
-        return _largest(squares, coupling, factor, tolerance)
+        reduced = solve_triangular(factor, coupling, lower=True, check_finite=False)
+        return _largest([(-1.0, reduced), *squares], tolerance)
 
     def _split(self, terms: dict[int, Complex], rows: int) -> tuple[Complex, Complex]:
         """What is read of the units, and of the input."""
@@ -184,14 +185,15 @@ def _complex(affine: Affine) -> dict[int, Complex]:
     return found
 
 
-def _largest(squares: Sequence[tuple[float, Complex]], coupling: Complex, factor: object, tolerance: float) -> float:
-    """Of ``coupling* block^-1 coupling - sum of weighted squares``."""
-    size = coupling.shape[1]
+def _largest(squares: Sequence[tuple[float, Complex]], tolerance: float) -> float:
+    """The largest eigenvalue of the negative sum of weighted squares."""
+    size = squares[0][1].shape[1]
+    pairs = [(-weight, rows, np.ascontiguousarray(rows.conj().T)) for weight, rows in squares]
 
     def product(x: Complex) -> Complex:
-        total: Complex = coupling.conj().T @ cho_solve(factor, coupling @ x, check_finite=False)
-        for weight, rows in squares:
-            total = total - weight * (rows.conj().T @ (rows @ x))
+        total = np.zeros_like(x)
+        for weight, rows, adjoint in pairs:
+            total += weight * (adjoint @ (rows @ x))
         return total
 
     if size < 12:

@@ -155,7 +155,7 @@ def test_parts_of_a_model_are_certified_and_saved(monkeypatch):
         assert prove_composition(graph, Composition(certificate.proof.norms, (*others, lower))) is None
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.data())
 def test_random_residual_blocks(data):
     torch.manual_seed(data.draw(st.integers(0, 10**6)))
