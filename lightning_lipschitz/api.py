@@ -10,15 +10,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from lightning_lipschitz.bounds.composed import certify_graph
 from lightning_lipschitz.bounds.lower import LowerBound, steepest_pair
 from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import MapLike, Method, Settings, Solver
-from lightning_lipschitz.certificate import Certificate, Status, prove
+from lightning_lipschitz.certificate import AnyProof, Certificate, Composition, Status, prove, prove_composition
 from lightning_lipschitz.errors import ArgumentError, CertificateError, SolverError
 from lightning_lipschitz.extraction import Extractor, Input, Output, input_of, submodule
+from lightning_lipschitz.extraction.structured import RoutedExtractor, StructuredExtractor
 from lightning_lipschitz.network import Network
+from lightning_lipschitz.structured import Graph
 
-Model: TypeAlias = nn.Module | Network | Sequence[npt.ArrayLike]
+Model: TypeAlias = nn.Module | Network | Graph | Sequence[npt.ArrayLike]
 
 
 def certify(
@@ -53,7 +56,9 @@ def certify(
         example_input: for a module: one batch of inputs, shape (batch, ...). By default the module's
             ``example_input_array``.
         method: "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", or "auto": the tightest that fits the
-            time limit and the memory. "lipsdp-network" is for reproduction only and never certified.
+            time limit and the memory. "composed" bounds a module node by node and never forms its explicit matrices;
+            "auto" takes it where these would be too large. "lipsdp-network" is for reproduction only and never
+            certified.
         solver: "native", or "clarabel" / "scs" through cvxpy.
         rtol: relative duality gap at which the search for the best bound ends. The bound is proved whatever the gap.
         time_limit: seconds; when they are over, the best bound so far is returned.
@@ -87,12 +92,14 @@ def certify(
         (2.3094, True)
     """
     _check(method=method, solver=solver, rtol=rtol, time_limit=time_limit, workers=workers, split_size=split_size)
-    network = read(model, example_input, slopes, module=module, input=input, output=output)
+    network = read(model, example_input, slopes, method, module=module, input=input, output=output)
     state = None if warm_start is None else warm_start.state or warm_start.proof
     settings = Settings(
         method, solver, rtol, time_limit, str(device), split_size, workers, warm_start=state, couplings=couplings
     )
-    certificate = certify_network(network, settings)
+    if method == "composed" and isinstance(network, Network):
+        raise ArgumentError("method", method, "any other for explicit matrices; this one reads an nn.Module")
+    certificate = certify_graph(network, settings) if isinstance(network, Graph) else certify_network(network, settings)
     if throw and certificate.status in (Status.FALLBACK, Status.FAILED):
         raise SolverError(f"`{method}` with solver `{solver}` failed. {certificate.status.value}", certificate)
     return certificate
@@ -133,13 +140,14 @@ def verify(
     """
     if not certificate.certified or certificate.proof is None:
         raise CertificateError(f"this result proves nothing: {certificate.status.value}")
-    network = read(model, example_input, slopes, module=module, input=input, output=output)
+    method: Method = "composed" if isinstance(certificate.proof, Composition) else "norm-product"
+    network = read(model, example_input, slopes, method, module=module, input=input, output=output)
     if network.digest != certificate.network_digest:
         raise CertificateError(
             f"the certificate belongs to another network: its digest is {certificate.network_digest[:12]}..., "
             f"that of the model at hand {network.digest[:12]}.... Certify this model."
         )
-    bound = prove(network, certificate.proof)
+    bound = _proved(network, certificate.proof)
     if bound is None or not bound <= certificate.upper_bound:
         raise CertificateError(
             f"the proof of the bound {certificate.upper_bound!r} does not hold; the file may be damaged."
@@ -185,30 +193,42 @@ def lower_bound(
     for name, value, least in (("steps", steps, 0), ("pairs", pairs, 1)):
         if not isinstance(value, int) or value < least:
             raise ArgumentError(name, value, f"an integer >= {least}")
-    function = Extractor(model, inputs).function(device)
+    function = RoutedExtractor(model, inputs).function(device)
     generator = torch.Generator().manual_seed(seed)
     return steepest_pair(function, inputs.flatten(1).to(device), steps=steps, pairs=pairs, generator=generator)
+
+
+def _proved(network: Network | Graph, proof: AnyProof) -> float | None:
+    if isinstance(network, Graph):
+        return prove_composition(network, proof) if isinstance(proof, Composition) else None
+    return None if isinstance(proof, Composition) else prove(network, proof)
 
 
 def read(
     model: Model,
     example_input: Any = None,
     slopes: tuple[float, float] = (0.0, 1.0),
+    method: Method = "auto",
     *,
     module: str = "",
     input: Input = None,
     output: Output = None,
-) -> Network:
-    """The Network of a module, of a part of it, of a list of matrices, or itself. Arguments as in :func:`certify`."""
+) -> Network | Graph:
+    """The Network, or the structured Graph, of a module or a part of it; the Network of a list of matrices; or what was
+    given itself. Arguments as in :func:`certify`.
+
+    "composed" reads a Graph, "auto" a Network where its matrices fit and else a Graph, any other method a Network.
+    """
     if isinstance(model, nn.Module):
         given = getattr(model, "example_input_array", None) if example_input is None else example_input
         if module and example_input is None and given is not None:
             given = input_of(model, module, given)
-        return Extractor(submodule(model, module), given, name=module, input=input, output=output).network()
+        reader = {"auto": RoutedExtractor, "composed": StructuredExtractor}.get(method, Extractor)
+        return reader(submodule(model, module), given, name=module, input=input, output=output).network()
     for name, value, default in (("module", module, ""), ("input", input, None), ("output", output, None)):
         if value != default:
             raise ArgumentError(name, value, f"{default!r} unless `model` is an nn.Module")
-    if isinstance(model, Network):
+    if isinstance(model, (Network, Graph)):
         return model
     if isinstance(model, (str, bytes)) or not isinstance(model, Sequence):
         raise ArgumentError("model", type(model).__name__, "an nn.Module, a list of 2-D weight matrices or a Network")

@@ -93,8 +93,7 @@ class ModelSizeError(ExtractionError):
         super().__init__(
             "the model",
             f"{reason}, more than the {limit / 2**30:.3g} GiB allowed.",
-            "Certify smaller parts of it (the constants of a composition multiply), or inputs of a lower resolution; "
-            "a route that keeps the structure of convolutions is not here yet.",
+            'With method="auto" or "composed" the structure of convolutions is kept and no such matrix formed.',
         )
         self.size, self.limit = size, limit
 

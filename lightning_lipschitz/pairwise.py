@@ -16,7 +16,7 @@ from lightning_lipschitz.bounds.pairwise import Pair, difference, pairs, shared_
 from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import Method, Settings, Solver
 from lightning_lipschitz.bounds.signing import sign
-from lightning_lipschitz.certificate import Certificate, Multipliers, Proof, prove
+from lightning_lipschitz.certificate import AnyProof, Certificate, Composition, Multipliers, Proof, prove
 from lightning_lipschitz.certificate.floating_point import round_up, sqrt_up
 from lightning_lipschitz.errors import ArgumentError, CertificateError, SolverError
 from lightning_lipschitz.network import Array, Network
@@ -60,10 +60,11 @@ class PairwiseBounds:
         Raises:
             CertificateError: they belong to another network, or a proof does not hold.
         """
-        network = read(model, example_input)
+        network = _explicit(model, example_input)
         if network.digest != self.network_digest:
             raise CertificateError("the pairwise bounds belong to another network. Compute them of this model.")
-        whole = None if self.whole.proof is None else prove(network, self.whole.proof)
+        given = self.whole.proof
+        whole = None if given is None or isinstance(given, Composition) else prove(network, given)
         if whole is None or not whole <= self.whole.upper_bound:
             raise CertificateError("the proof of the bound of all outputs does not hold.")
         for (i, j), proof in self.proofs.items():
@@ -126,10 +127,18 @@ def pairwise_bounds(
         raise ArgumentError("rtol", rtol, "a number between 0 and 1")
     if time_limit is not None and not 0 < time_limit < np.inf:
         raise ArgumentError("time_limit", time_limit, "a number of seconds > 0, or None")
-    network = read(model, example_input, slopes)
+    network = _explicit(model, example_input, slopes)
     if network.output.size < 2:
         raise ArgumentError("model", f"{network.output.size} output", "one with two or more outputs; use `certify`")
     return _Search(network, Settings(method, solver, rtol, time_limit), refine).run()
+
+
+def _explicit(model: Model, example_input: Any, slopes: tuple[float, float] = (0.0, 1.0)) -> Network:
+    """Pairs are bounded on explicit matrices."""
+    network = read(model, example_input, slopes, "lipsdp-neuron")
+    if not isinstance(network, Network):
+        raise ArgumentError("model", type(network).__name__, "an nn.Module, a list of weight matrices or a Network")
+    return network
 
 
 class _Search:
@@ -186,8 +195,8 @@ class _Search:
             self._offer(pair, found.upper_bound, found.proof)
             self.refined.add(pair)
 
-    def _offer(self, pair: Pair, bound: float, proof: Proof | None) -> None:
-        if bound < self.best[pair][0]:
+    def _offer(self, pair: Pair, bound: float, proof: AnyProof | None) -> None:
+        if not isinstance(proof, Composition) and bound < self.best[pair][0]:
             self.best[pair] = (bound, proof)
 
     def _matrix(self) -> Array:

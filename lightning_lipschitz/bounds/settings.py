@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Method = Literal["auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", "lipsdp-network"]
+Method = Literal["auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", "lipsdp-network", "composed"]
 Solver = Literal["auto", "native", "clarabel", "scs"]
 
 

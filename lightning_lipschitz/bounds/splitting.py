@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from lightning_lipschitz.bounds.outcome import Outcome
 from lightning_lipschitz.bounds.signing import Signed
-from lightning_lipschitz.certificate import Certificate, Split, Status
+from lightning_lipschitz.certificate import Certificate, Composition, Split, Status
 from lightning_lipschitz.certificate.floating_point import round_up
 from lightning_lipschitz.certificate.pieces import possible_cuts, steepest
 from lightning_lipschitz.network import Network
@@ -38,7 +38,8 @@ def combine(network: Network, cuts: Sequence[int], parts: Sequence[Certificate])
     slopes = float(total)
     for part in parts:
         total *= Fraction(part.upper_bound)
-    proof = Split(tuple(cuts), tuple(part.proof for part in parts if part.proof is not None))
+    proofs = (part.proof for part in parts)
+    proof = Split(tuple(cuts), tuple(p for p in proofs if p is not None and not isinstance(p, Composition)))
     loss = math.prod(1.0 + part.verification_loss for part in parts) - 1.0
     method = next((part.method for part in parts if part.method.startswith("lipsdp")), parts[0].method)
     lower = [part.upper_bound * (1.0 - part.relative_gap) for part in parts if part.relative_gap is not None]

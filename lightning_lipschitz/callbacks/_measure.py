@@ -12,6 +12,7 @@ from lightning_lipschitz import api
 from lightning_lipschitz.bounds.settings import MapLike, Method, Solver
 from lightning_lipschitz.certificate import Certificate, Status
 from lightning_lipschitz.network import Network
+from lightning_lipschitz.structured import Graph
 
 _REACHED = (Status.SOLVED, Status.ALMOST_SOLVED)
 
@@ -86,7 +87,7 @@ class Measurement:
 
 
 def measure(
-    read: Callable[[], Network],
+    read: Callable[[], Network | Graph],
     sample: Callable[[], float | None],
     settings: Settings,
     warm_start: Certificate | None,
@@ -121,7 +122,7 @@ def measure(
 
 
 def _certify(
-    read: Callable[[], Network], settings: Settings, warm_start: Certificate | None
+    read: Callable[[], Network | Graph], settings: Settings, warm_start: Certificate | None
 ) -> tuple[Certificate | None, str | None]:
     try:
         network = read()
@@ -134,7 +135,7 @@ def _certify(
 
 
 def _attempt(
-    network: Network, method: Method, settings: Settings, warm_start: Certificate | None
+    network: Network | Graph, method: Method, settings: Settings, warm_start: Certificate | None
 ) -> tuple[Certificate | None, str | None]:
     """A certified bound or None, and the reason why the method did not reach its goal, if it did not."""
     try:

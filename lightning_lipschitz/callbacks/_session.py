@@ -48,7 +48,7 @@ class Session:
             MisconfigurationException: there is no such submodule.
             LipschitzError: it cannot be certified.
         """
-        self._watched = Watched(pl_module, self._name)
+        self._watched = Watched(pl_module, self._name, method=self._settings.method)
         self.trace(trainer, pl_module)
         if not self._traced:
             self._watched.listen(pl_module)

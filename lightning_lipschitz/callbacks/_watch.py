@@ -12,8 +12,11 @@ from lightning_lipschitz.bounds.lower import steepest_pair
 from lightning_lipschitz.callbacks._inputs import InputCapture
 from lightning_lipschitz.callbacks._target import find_target, uncompiled
 from lightning_lipschitz.extraction import Extractor
+from lightning_lipschitz.extraction.structured import RoutedExtractor, StructuredExtractor
 from lightning_lipschitz.network import Network
+from lightning_lipschitz.structured import Graph
 
+_READERS = {"auto": RoutedExtractor, "composed": StructuredExtractor}
 _SAMPLED, _PAIRS, _ASCENT_STEPS = 64, 8, 30  # 64 climbing 50 steps: five times the time for 2 % more
 
 
@@ -23,13 +26,15 @@ class Watched:
     Args:
         model: the live model.
         name, owner: as for :func:`~lightning_lipschitz.callbacks._target.find_target`.
+        method: of the certification; "auto" and "composed" may read a structured graph, all others a network.
 
     Raises:
         MisconfigurationException: ``model`` has no such submodule.
     """
 
-    def __init__(self, model: LightningModule, name: str, owner: str = "LipschitzCallback") -> None:
+    def __init__(self, model: LightningModule, name: str, owner: str = "LipschitzCallback", method: str = "") -> None:
         self.name = name
+        self._method = method
         self._owner = owner
         self.inputs = InputCapture()
         self._extractor: Extractor | None = None
@@ -69,7 +74,7 @@ class Watched:
             self.network(root)
         return self.inputs.arguments is not None
 
-    def network(self, root: nn.Module) -> Network:
+    def network(self, root: nn.Module) -> Network | Graph:
         """The submodule inside ``root``, with its weights as they are now."""
         return self.reader(root).network()
 
@@ -87,6 +92,6 @@ class Watched:
         self.inputs.disarm()  # the trace must not contain our own hook
         target = uncompiled(find_target(root, self.name))
         if self._extractor is None or self._traced is not target:
-            self._extractor = Extractor(target, self.inputs.example, name=self.name)
+            self._extractor = _READERS.get(self._method, Extractor)(target, self.inputs.example, name=self.name)
             self._traced = target
         return self._extractor

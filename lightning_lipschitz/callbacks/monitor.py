@@ -27,7 +27,7 @@ from lightning_lipschitz.certificate import Certificate
 Method = Literal["auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron"]
 Solver = Literal["auto", "native", "clarabel", "scs"]
 
-_METHODS = ("auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron")
+_METHODS = ("auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", "composed")
 _SOLVERS = ("auto", "native", "clarabel", "scs")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lightning_lipschitz.certificate.encoding import decode, encode
-from lightning_lipschitz.certificate.proofs import Proof
+from lightning_lipschitz.certificate.proofs import AnyProof
 from lightning_lipschitz.errors import CertificateError
 
 FORMAT = "lightning-lipschitz certificate 1"
@@ -42,14 +42,15 @@ class Certificate:
             if ``certified``.
         certified: whether the kernel signed it.
         status: how the search ended.
-        method: "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron" or "lipsdp-network".
+        method: "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", "lipsdp-network" or
+            "composed" (of a structured graph, node by node).
         solver: what proposed the multipliers.
         relative_gap: duality gap of the proposal relative to the bound; None where the method has none.
         verification_loss: relative increase of the bound that the proof in floating point cost.
         seconds: wall time of the whole computation.
         epoch, global_step: of the training run it belongs to, None outside of one.
         state: what the solver can start from next time; kept in memory only.
-        network_digest: SHA-256 of the network it speaks about.
+        network_digest: SHA-256 of the network, or of the structured graph, it speaks about.
         proof: what proves the bound; None if not certified.
     """
 
@@ -62,7 +63,7 @@ class Certificate:
     verification_loss: float
     seconds: float
     network_digest: str
-    proof: Proof | None
+    proof: AnyProof | None
     epoch: int | None = None
     global_step: int | None = None
     state: Any = field(default=None, repr=False)

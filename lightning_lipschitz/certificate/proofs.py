@@ -56,4 +56,42 @@ class Split:
         object.__setattr__(self, "parts", tuple(self.parts))
 
 
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """Multipliers of a convolutional part, one a channel (:mod:`lightning_lipschitz.certificate.spectrum`).
+
+    Args:
+        rho: the squared bound.
+        values: lambda, one array of shape (channels,) for each layer of units.
+    """
+
+    rho: float
+    values: tuple[Array, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rho", float(self.rho))
+        object.__setattr__(self, "values", tuple(_frozen(values) for values in self.values))
+
+
+@dataclass(frozen=True, eq=False)
+class Composition:
+    """What bounds a structured graph.
+
+    Args:
+        norms: upper bounds of the norms of its linear nodes, in the order of
+            :func:`lightning_lipschitz.certificate.composition.claimed`; infinity claims nothing.
+        blocks: (start, end, proof): the part from node ``start`` to node ``end`` is bounded by ``proof``; written out
+            explicitly, or one frequency at a time where the proof is of the kind :class:`Channels`.
+    """
+
+    norms: Array
+    blocks: tuple[tuple[int, int, Proof | Channels], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "norms", _frozen(self.norms))
+        blocks = tuple((int(start), int(end), proof) for start, end, proof in self.blocks)
+        object.__setattr__(self, "blocks", blocks)
+
+
 Proof: TypeAlias = Multipliers | Norms | Split
+AnyProof: TypeAlias = Proof | Composition

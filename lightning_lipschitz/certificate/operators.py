@@ -1,0 +1,124 @@
+"""Norms of single nodes, proved: what a node can do to a difference of its sources."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from lightning_lipschitz.certificate.floating_point import TINY, Array, gamma, round_up, sqrt_up
+from lightning_lipschitz.certificate.matrices import convolution_matrix
+from lightning_lipschitz.certificate.spectral import norm_holds, norm_upper_bound
+from lightning_lipschitz.certificate.symbols import Symbols
+from lightning_lipschitz.structured import Along, Bounded, Convolution, Elementwise, Gather, Node, Scaling
+
+EXPLICIT_ENTRIES = 2**22  # of a convolution's own matrix, which is exact; beyond it the symbol takes over
+EXPLICIT_SIDE = 1100
+
+
+def needs_proof(node: Node) -> bool:
+    """Whether the norm of a node is a number that has to be proved; the others can be read off."""
+    return isinstance(node, (Convolution, Along))
+
+
+def node_norm(node: Node, margin: float = 1.0) -> float:
+    """An upper bound of the norm of a node for which :func:`needs_proof`, close to the least that can be proved."""
+    if isinstance(node, Along):
+        return norm_upper_bound(node.matrix, node.rounding, margin)
+    if not isinstance(node, Convolution):
+        raise TypeError(f"{type(node).__name__} has no norm to prove")
+    test, best = _test(node), 0.0
+    for block, slack in test.blocks:
+        if not (best > 0 and norm_holds(block, best, slack, margin)):
+            best = max(best, norm_upper_bound(block, slack, margin))
+    best = max([best, *test.norms])
+    return round_up(Fraction(best) * test.excess) if math.isfinite(best) else math.inf
+
+
+def node_norm_holds(node: Node, bound: float, margin: float = 1.0) -> bool:
+    """Whether it is proved that the norm of a node is at most ``bound``."""
+    if not (math.isfinite(bound) and bound >= 0):
+        return False
+    if isinstance(node, Along):
+        return norm_holds(node.matrix, bound, node.rounding, margin)
+    if not isinstance(node, Convolution):
+        raise TypeError(f"{type(node).__name__} has no norm to prove")
+    test = _test(node)
+    limit = _below(bound, test.excess)
+    return all(norm <= limit for norm in test.norms) and all(
+        norm_holds(block, limit, slack, margin) for block, slack in test.blocks
+    )
+
+
+def _below(bound: float, excess: Fraction) -> float:
+    """A float64 not above ``bound / excess``."""
+    exact = Fraction(bound) / excess
+    nearest = float(exact)
+    return nearest if Fraction(nearest) <= exact else math.nextafter(nearest, -math.inf)
+
+
+def _is_explicit(node: Convolution) -> bool:
+    sizes = (math.prod(node.image), math.prod(node.result))
+    return min(sizes) <= EXPLICIT_SIDE and sizes[0] * sizes[1] <= EXPLICIT_ENTRIES
+
+
+@dataclass(frozen=True, eq=False)
+class _Test:
+    """The norm of a convolution is at most ``excess`` times the largest of ``norms`` and of the norms of ``blocks``,
+    matrices with the spectral distance within which the exact ones lie."""
+
+    excess: Fraction
+    blocks: Iterable[tuple[Array, float]]
+    norms: Sequence[float] = ()
+
+
+def _test(node: Convolution) -> _Test:
+    if _is_explicit(node):
+        slack = math.sqrt(math.prod(node.taps)) * 1.01 * node.rounding
+        return _Test(Fraction(1), [(convolution_matrix(node).toarray(), slack)])
+    symbols = Symbols.of(node)
+    if min(symbols.parts.shape[2:]) == 1:
+        return _Test(symbols.excess, (), [_longest(symbols, group) for group in range(node.groups)])
+    slacks = [symbols.slack(group) for group in range(node.groups)]
+    blocks = ((block, slacks[group]) for group in range(node.groups) for block in symbols.embedded(group))
+    return _Test(symbols.excess, blocks)
+
+
+def _longest(symbols: Symbols, group: int) -> float:
+    """The largest norm of a group whose matrices are vectors, as in a depthwise convolution: their length."""
+    entries = math.prod(symbols.parts.shape[2:])
+    squared = max(
+        float(np.max(np.sum(real**2 + imaginary**2, axis=(1, 2)))) for real, imaginary in symbols.values(group)
+    )
+    length = sqrt_up(Fraction(squared) * (1 + Fraction(gamma(2 * entries + 2))) + Fraction(TINY))
+    return round_up(Fraction(length) + Fraction(symbols.slack(group)))
+
+
+def _spread(values: Array) -> Fraction:
+    return Fraction(float(np.max(np.abs(values), initial=0.0)))
+
+
+_READ_OFF: dict[type[Node], Callable[..., Fraction]] = {
+    Scaling: lambda node: _spread(node.factors) * (1 + Fraction(node.relative)),
+    Elementwise: lambda node: max(_spread(node.alpha), _spread(node.beta)),
+    Bounded: lambda node: Fraction(node.kappa),
+    Gather: lambda node: Fraction(
+        sqrt_up(Fraction(int(np.bincount(node.indices[node.indices >= 0], minlength=1).max())))
+    ),
+}
+
+
+def read_off(node: Node) -> Fraction:
+    """The constant of a node with one source that needs no proof.
+
+    A gather that copies an entry m times, and no entry more often, has the norm sqrt(m).
+
+    Example:
+        >>> from lightning_lipschitz.structured import Gather
+        >>> read_off(Gather(sources=(0,), indices=[0, 1, 0, 0, 0]))
+        Fraction(2, 1)
+    """
+    return _READ_OFF[type(node)](node)

@@ -1,0 +1,229 @@
+"""Sums, multiples and matrices along one dimension."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightning_lipschitz.extraction.structured.registry import PRODUCT, Context, rule
+from lightning_lipschitz.extraction.structured.value import SampleMixing, Value
+from lightning_lipschitz.structured import Along, Scaling
+from lightning_lipschitz.structured.nodes import Array
+
+UNIT_ROUNDOFF = 2.0**-53
+
+
+def broadcast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """``torch.broadcast_tensors``, typed."""
+    return tuple(torch.broadcast_tensors(*tensors))  # type: ignore[no-untyped-call]
+
+
+@rule("add", "add_")
+def add(context: Context, x: Any, y: Any, alpha: float = 1) -> Value:
+    """``x + alpha y``."""
+    if alpha != 1:
+        y = mul(context, y, alpha) if isinstance(y, Value) else torch.as_tensor(y) * alpha
+    if isinstance(x, Value) and isinstance(y, Value):
+        left, right = broadcast(x.index, y.index)
+        total = context.builder.total(x.moved(left), y.moved(right))
+        if total is None:
+            raise SampleMixing
+        return total[1].place(total[0])
+    value: Value = x if isinstance(x, Value) else y
+    known = context.constant(y if isinstance(x, Value) else x)
+    if not torch.any(known) and known.numel() == 1:
+        return value
+    index, known = broadcast(value.index, known)
+    layout = value.moved(index).layout()
+    return layout.place(context.builder.selected(value, layout.entries, layout.per_sample(known)))
+
+
+@rule("sub", "subtract")
+def sub(context: Context, x: Any, y: Any, alpha: float = 1) -> Value:
+    """``x - alpha y``."""
+    return add(context, x, y, alpha=-alpha)
+
+
+@rule("rsub")
+def rsub(context: Context, x: Any, y: Any, alpha: float = 1) -> Value:
+    """``y - alpha x``."""
+    return add(context, y, x, alpha=-alpha)
+
+
+@rule("mul", "multiply")
+def mul(context: Context, x: Any, y: Any) -> Value:
+    """A product with a known tensor."""
+    if isinstance(x, Value) and isinstance(y, Value):
+        raise context.unsupported("never", PRODUCT)
+    x, y = (x, y) if isinstance(x, Value) else (y, x)
+    return scaled(context, x, context.constant(y))
+
+
+def scaled(
+    context: Context, x: Value, factors: torch.Tensor, relative: float = 0.0, shift: torch.Tensor | None = None
+) -> Value:
+    """``factors x + shift`` entry by entry; the factors are exact to a ``relative`` error."""
+    if factors.numel() == 1 and shift is None:
+        if float(factors) == 1.0 and relative == 0.0:
+            return x.moved(broadcast(x.index, factors)[0])
+        x = context.builder.compact(x)
+        everywhere = np.full(x.size, float(factors))
+        node = Scaling(sources=(x.node,), factors=everywhere, relative=relative, name=context.name)
+        made = Value(context.builder.add(node), x.size, x.index, x.batch)
+        return made.moved(broadcast(x.index, factors)[0])
+    index, factors = broadcast(x.index, factors)
+    number, layout = context.builder.laid(x.moved(index))
+    offsets = None if shift is None else layout.per_sample(shift.expand(index.shape))
+    values = layout.per_sample(factors)
+    node = Scaling(sources=(number,), factors=values, relative=relative, name=context.name)
+    return layout.place(context.builder.add(node, offsets))
+
+
+@rule("div", "divide", "true_divide")
+def div(context: Context, x: Any, y: Any, rounding_mode: str | None = None) -> Value:
+    """A quotient by a known tensor."""
+    if isinstance(y, Value):
+        raise context.unsupported("never", "A quotient by a value that depends on the input has an unbounded slope.")
+    if rounding_mode is not None:
+        raise context.unsupported("never", "It jumps, and a jump is steeper than any constant.")
+    divisors = context.constant(y)
+    exact = bool(torch.all(torch.frexp(divisors).mantissa.abs() == 0.5))
+    return scaled(context, x, context.constant(1.0 / divisors), 0.0 if exact else UNIT_ROUNDOFF)
+
+
+@rule("neg", "negative")
+def neg(context: Context, x: Value) -> Value:
+    """``-x``."""
+    return mul(context, x, -1.0)
+
+
+@rule("_native_batch_norm_legit_no_training")
+def batch_norm_no_training(
+    context: Context, x: Value, weight: Any, bias: Any, mean: Any, variance: Any, momentum: float, eps: float
+) -> tuple[Value, None, None]:
+    """In evaluation mode: ``(x - mean) weight / sqrt(variance + eps) + bias`` a channel, channels in dimension 1."""
+    channel = [-1, *[1] * (x.index.ndim - 2)]
+    mean, variance = (context.constant(each) for each in (mean, variance))
+    gain = context.constant(1.0 if weight is None else weight)
+    factors = context.constant(gain / torch.sqrt(variance + eps))
+    shift = -mean * factors + (0.0 if bias is None else context.constant(bias))
+    # Each of sum, square root and quotient rounds once: less than 3 u in all, to first order.
+    result = scaled(context, x, factors.reshape(channel), 4 * UNIT_ROUNDOFF, shift.reshape(channel))
+    return result, None, None
+
+
+@rule("batch_norm")
+def batch_norm(
+    context: Context,
+    x: Value,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    variance: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    *_: Any,
+) -> Value:
+    """The same behind one more argument; without running statistics the samples of a batch act on each other."""
+    if training or mean is None:
+        advice = "Keep running statistics (track_running_stats=True), or samples act on each other."
+        raise context.unsupported("replace", advice)
+    return batch_norm_no_training(context, x, weight, bias, mean, variance, momentum, eps)[0]
+
+
+def apply_weight(context: Context, x: Value, weight: Array, bias: Array | None = None, rounding: float = 0.0) -> Value:
+    """``weight @ v + bias`` for every vector v along the last dimension."""
+    number, layout = context.builder.laid(x, vector=True)
+    rows = len(layout.entries)
+    node = Along(sources=(number,), matrix=weight, before=rows, rounding=rounding, name=context.name)
+    return layout.place(context.builder.add(node, None if bias is None else np.tile(bias, rows)), len(weight))
+
+
+@rule("linear")
+def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Value:
+    """``x W' + b`` along the last dimension."""
+    if isinstance(weight, Value) or isinstance(bias, Value):
+        raise context.unsupported("never" if isinstance(weight, Value) else "not yet", PRODUCT)
+    offsets = None if bias is None else context.constant(bias).numpy()
+    return apply_weight(context, x, context.constant(weight).numpy(), offsets)
+
+
+@rule("matmul", "mm", "mv")
+def matmul(context: Context, x: Any, y: Any) -> Value:
+    """A product with a known matrix or vector, on either side."""
+    if isinstance(x, Value) and isinstance(y, Value):
+        raise context.unsupported("never", PRODUCT)
+    known = context.constant(y if isinstance(x, Value) else x).numpy()
+    if known.ndim > 2:
+        advice = "A product with a known stack of matrices has no rule; use a single matrix."
+        raise context.unsupported("not yet", advice)
+    rows = known[None] if known.ndim == 1 else known
+    if isinstance(x, Value):
+        result = apply_weight(context, x, rows if known.ndim == 1 else known.T)
+        return result.moved(result.index.squeeze(-1)) if known.ndim == 1 else result
+    result = apply_weight(context, y.moved(y.index.movedim(-2, -1)), rows)
+    return result.moved(result.index.squeeze(-1) if known.ndim == 1 else result.index.movedim(-1, -2))
+
+
+@rule("addmm")
+def addmm(context: Context, bias: Any, x: Any, y: Any, beta: float = 1, alpha: float = 1) -> Value:
+    """``beta bias + alpha x y``."""
+    product = mul(context, matmul(context, x, y), alpha)
+    return add(context, product, mul(context, bias, beta) if isinstance(bias, Value) else bias * beta)
+
+
+@rule("sum")
+def sum_(context: Context, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
+    """A sum over dimensions of a sample."""
+    return _reduced(context, x, dim, keepdim, mean=False)
+
+
+@rule("mean")
+def mean(context: Context, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
+    """A mean over dimensions of a sample."""
+    return _reduced(context, x, dim, keepdim, mean=True)
+
+
+def _reduced(context: Context, x: Value, dim: Any, keepdim: bool, mean: bool) -> Value:
+    every = range(x.index.ndim)
+    dims = sorted(d % x.index.ndim for d in ([dim] if isinstance(dim, int) else dim or every))
+    kept = [d for d in every if d not in dims]
+    index = x.index.permute(*kept, *dims).flatten(len(kept))
+    width = index.shape[-1]
+    row = np.full((1, width), 1.0 / width if mean else 1.0)
+    result = apply_weight(context, x.moved(index), row, rounding=UNIT_ROUNDOFF / math.sqrt(width) if mean else 0.0)
+    shape = [1 if d in dims else length for d, length in enumerate(x.index.shape)]
+    return result.moved(result.index.reshape(shape) if keepdim else result.index.squeeze(-1))
+
+
+@rule("cumsum")
+def cumsum(context: Context, x: Value, dim: int, dtype: Any = None) -> Value:
+    """Partial sums along a dimension."""
+    result = apply_weight(context, x.moved(x.index.movedim(dim, -1)), np.tril(np.ones((x.index.shape[dim],) * 2)))
+    return result.moved(result.index.movedim(-1, dim))
+
+
+@rule("einsum")
+def einsum(context: Context, equation: str, operands: list[Any], path: Any = None) -> Value:
+    """A contraction of one traced tensor with one known tensor, without common dimensions that stay."""
+    left, _, result = equation.replace(" ", "").partition("->")
+    labels = left.split(",")
+    traced = [isinstance(each, Value) for each in operands]
+    if sum(traced) > 1:
+        raise context.unsupported("never", PRODUCT)
+    a, b = (labels[traced.index(True)], labels[traced.index(False)]) if len(operands) == 2 else ("", "")
+    inner, outer = [each for each in b if each in a], [each for each in b if each not in a]
+    kept = [each for each in a if each not in b]
+    usual = "." not in equation and len(set(a)) == len(a) and len(set(b)) == len(b) and inner
+    if not usual or sorted(result) != sorted(kept + outer):
+        raise context.unsupported("not yet", f"The equation {equation!r} has no rule; write it with matmul and sum.")
+    x, known = operands[traced.index(True)], context.constant(operands[traced.index(False)])
+    known = known.permute([b.index(each) for each in outer + inner])
+    index = x.index.permute([a.index(each) for each in kept + inner]).flatten(len(kept))
+    applied = apply_weight(context, x.moved(index), known.reshape(math.prod(known.shape[: len(outer)]), -1).numpy())
+    spread = applied.index.reshape(*applied.index.shape[:-1], *known.shape[: len(outer)])
+    return applied.moved(spread.permute([(kept + outer).index(each) for each in result]))

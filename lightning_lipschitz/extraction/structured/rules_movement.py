@@ -1,0 +1,174 @@
+"""Operators that only move data, or only read a shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_lipschitz.extraction.structured.registry import Context, rule
+from lightning_lipschitz.extraction.structured.value import SampleMixing, Value
+
+_MOVES = (
+    "alias atleast_1d atleast_2d atleast_3d broadcast_to channel_shuffle chunk clone contiguous detach diagonal expand "
+    "expand_as flatten flip fliplr flipud gather index index_select lift_fresh_copy mT moveaxis movedim narrow numpy_T "
+    "permute pixel_shuffle pixel_unshuffle ravel repeat repeat_interleave reshape reshape_as roll rot90 select slice "
+    "split split_with_sizes squeeze swapaxes swapdims t take_along_dim tensor_split tile transpose unbind unflatten "
+    "unfold unsqueeze view view_as _unsafe_view positive"
+)
+
+
+def carry_out(context: Context, operator: str, args: Any, kwargs: Any) -> Any:
+    """Run the operator itself on the integers that say which entry lies where."""
+    values = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Value)]
+    node, indices = context.builder.joined(values)
+    encoded = {id(value): index for value, index in zip(values, indices, strict=True)}
+    args, kwargs = tree_map(lambda each: encoded.get(id(each), each), (args, kwargs))
+    result = getattr(torch.ops.aten, operator)(*args, **kwargs)
+    if any(index.dtype != torch.int64 for index in tree_leaves(result)):
+        raise TypeError("the bits are read as another type")
+    size, batch = context.builder.size(node), context.builder.batch
+    return tree_map(lambda index: Value(node, size, index, batch), result)
+
+
+def _register(operator: str) -> None:
+    @rule(operator)
+    def move(context: Context, *args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("memory_format", None)
+        return carry_out(context, operator, args, kwargs)
+
+
+for _operator in _MOVES.split():
+    _register(_operator)
+
+
+def lifted(context: Context, constant: Any, like: Value) -> Value:
+    """A known sample-first tensor as a value: no entry of the input, and a bias."""
+    known = context.constant(constant)
+    if len(known) != context.builder.batch or torch.any(known != known[:1]):
+        raise SampleMixing
+    entries, bias = np.full(known[0].numel(), -1), known[0].reshape(-1).numpy()
+    return context.builder.whole(context.builder.selected(like, entries, bias), known.shape[1:])
+
+
+@rule("cat", "concat", "concatenate")
+def cat(context: Context, tensors: list[Any], dim: int = 0) -> Any:
+    """Traced and known tensors one after the other."""
+    return carry_out(context, "cat", (_all_values(context, tensors), dim), {})
+
+
+@rule("stack")
+def stack(context: Context, tensors: list[Any], dim: int = 0) -> Any:
+    """Traced and known tensors along a new dimension."""
+    return carry_out(context, "stack", (_all_values(context, tensors), dim), {})
+
+
+def _all_values(context: Context, tensors: list[Any]) -> list[Value]:
+    like = next(each for each in tensors if isinstance(each, Value))
+    return [each if isinstance(each, Value) else lifted(context, each, like) for each in tensors]
+
+
+@rule("constant_pad_nd")
+def constant_pad_nd(context: Context, x: Value, pad: list[int], value: float = 0.0) -> Value:
+    """A known number around a traced tensor."""
+    entries = x.entries()
+    if len(pad) > 2 * entries.ndim:
+        raise SampleMixing
+    padded = torch.ops.aten.constant_pad_nd(entries, pad, -1)
+    bias = torch.where(padded < 0, float(context.constant(value)), 0.0).reshape(-1).double().numpy()
+    return context.builder.whole(context.builder.selected(x, padded.numpy(), bias), padded.shape)
+
+
+@rule("pad")
+def pad(context: Context, x: Value, pad: list[int], mode: str = "constant", value: float | None = None) -> Value:
+    """Known numbers, or a copy of the tensor's own entries, around a traced tensor."""
+    if mode == "constant":
+        return constant_pad_nd(context, x, pad, value or 0.0)
+    moved = torch.ops.aten.pad(x.index.double(), pad, mode)  # reflection exists for floating-point tensors only
+    note = (x, tuple(pad)) if mode == "circular" else None
+    return Value(x.node, x.size, moved.long(), x.batch, note)
+
+
+@rule("where")
+def where(context: Context, condition: Any, x: Any, y: Any) -> Value:
+    """A choice by a known mask: the sum of what it leaves of both sides."""
+    if isinstance(condition, Value):
+        raise context.unsupported("never", "A choice that depends on the input jumps where it changes.")
+    if not isinstance(x, Value) or not isinstance(y, Value):
+        return _kept(context, condition, x, y) if isinstance(x, Value) else _kept(context, ~condition, y, x)
+    parts = [_kept(context, condition, x, 0.0), _kept(context, ~condition, y, 0.0)]
+    indices = torch.broadcast_tensors(*(part.index for part in parts))  # type: ignore[no-untyped-call]
+    total = context.builder.total(*(part.moved(index) for part, index in zip(parts, indices, strict=True)))
+    if total is None:
+        raise SampleMixing
+    return total[1].place(total[0])
+
+
+def _kept(context: Context, mask: torch.Tensor, value: Value, known: Any) -> Value:
+    """The value where the mask says so, a known number elsewhere."""
+    shapes = value.index.shape, mask.shape, torch.as_tensor(known).shape
+    shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    layout = value.moved(value.index.expand(shape)).layout()
+    keep = layout.per_sample(mask.expand(shape).double()) > 0
+    other = layout.per_sample(context.constant(known).expand(shape))
+    entries = np.where(keep, layout.entries[:, 0], -1)
+    return layout.place(context.builder.selected(value, entries, np.where(keep, 0.0, other)))
+
+
+@rule("masked_fill")
+def masked_fill(context: Context, x: Value, mask: Any, value: Any) -> Value:
+    """A known number where a known mask says so."""
+    return where(context, mask, value, x)
+
+
+@rule("_to_copy", "to", "type_as", "_conj", "resolve_conj", "resolve_neg", "lift", "lift_fresh", "real")
+def change_type(context: Context, x: Value, *args: Any, **kwargs: Any) -> Value:
+    """A change of dtype or device. In real arithmetic a cast between floating-point types is the identity."""
+    if context.dtype is not None and not context.dtype.is_floating_point:
+        raise context.unsupported("never", f"A cast to {context.dtype} jumps.")
+    return x
+
+
+@rule("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+def dropout(context: Context, x: Value, p: float, train: bool) -> Value:
+    """Nothing in evaluation mode."""
+    if train:
+        advice = "Use nn.Dropout, which follows the training flag, or pass training=self.training."
+        raise context.unsupported("replace", advice)
+    return x
+
+
+@rule("getitem")
+def getitem(context: Context, values: Any, item: int) -> Any:
+    """One of an operator's several results."""
+    return values[item]
+
+
+@rule("sym_size")
+def sym_size(context: Context, x: Value, dim: int) -> int:
+    """A length; the number of samples where it counts them."""
+    return x.index.shape[dim]
+
+
+@rule("sym_numel")
+def sym_numel(context: Context, x: Value) -> int:
+    """The number of entries, of all samples."""
+    return x.index.numel()
+
+
+def _register_filled(operator: str) -> None:
+    @rule(operator)
+    def filled(context: Context, x: Value, *args: Any, **kwargs: Any) -> Any:
+        return getattr(torch.ops.aten, operator)(torch.zeros(x.index.shape, dtype=context.dtype), *args, **kwargs)
+
+
+for _operator in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "fill"):
+    _register_filled(_operator)
+
+
+@rule("item", "_local_scalar_dense")
+def item(context: Context, x: Value) -> None:
+    """A Python number from a tensor: the graph cannot follow it."""
+    raise context.refused("A Python number is made from values of the input.", "Compute with tensors only.")

@@ -1,0 +1,130 @@
+"""Elementwise activations, whose slopes are in the table of ``extraction.slopes``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from lightning_lipschitz.extraction.slopes import NotLipschitzError, activations
+from lightning_lipschitz.extraction.structured.registry import Context, rule
+from lightning_lipschitz.extraction.structured.rules_linear import broadcast, scaled
+from lightning_lipschitz.extraction.structured.value import Value
+from lightning_lipschitz.structured import Bounded, Elementwise
+from lightning_lipschitz.structured.nodes import Array
+
+_FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {  # of the table's entries that are no ATen operator
+    "softsign": F.softsign,
+    "tanhshrink": F.tanhshrink,
+}
+
+
+def _register(operator: str, table: Callable[..., tuple[float, float]]) -> None:
+    function = _FUNCTIONS.get(operator) or getattr(torch.ops.aten, operator)
+
+    @rule(operator)
+    def elementwise(context: Context, x: Value, *args: Any, **kwargs: Any) -> Value:
+        try:
+            alpha, beta = table(*args, **kwargs)
+        except NotLipschitzError as error:
+            raise context.unsupported("never", str(error)) from None
+        return _uniform(context, x, alpha, beta, lambda y: function(y, *args, **kwargs))
+
+
+def _uniform(
+    context: Context, x: Value, alpha: float, beta: float, function: Callable[[torch.Tensor], torch.Tensor]
+) -> Value:
+    """The same unit everywhere: it does not matter where the entries lie."""
+    x = context.builder.compact(x)
+    if alpha == beta:  # affine, and its own multiple
+        shift = function(torch.zeros((), dtype=torch.float64))
+        return scaled(context, x, torch.tensor(alpha, dtype=torch.float64), 0.0, shift if torch.any(shift) else None)
+    slopes = (np.array(alpha), np.array(beta))
+    node = Elementwise(sources=(x.node,), size=x.size, alpha=slopes[0], beta=slopes[1], name=context.name)
+    return Value(context.builder.add(node, None, function), x.size, x.index, x.batch)
+
+
+for _operator, _table in activations().items():
+    _register(_operator, _table)
+
+
+@rule("prelu", "_prelu_kernel")
+def prelu(context: Context, x: Value, weight: Any) -> Value:
+    """One slope for all or one a channel, channels in dimension 1."""
+    if isinstance(weight, Value):
+        raise context.unsupported("never", "Its slope depends on the input.")
+    weight = context.constant(weight)
+    if weight.ndim == 1 and len(weight) > 1:
+        weight = weight.reshape(-1, *[1] * (x.index.ndim - 2))
+    number, layout = context.builder.laid(x)
+    slope = layout.per_sample(weight.expand(x.index.shape))
+    known = torch.from_numpy(slope)
+    return _units(context, number, layout, (np.minimum(slope, 1.0), np.maximum(slope, 1.0)), lambda y: _leaky(y, known))
+
+
+def _leaky(y: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    slope = slope.to(y.device)
+    return torch.where(y > 0, y, slope * y)
+
+
+def _units(
+    context: Context, number: int, layout: Any, slopes: tuple[Array, Array], function: Callable[..., torch.Tensor]
+) -> Value:
+    """Units that differ from entry to entry."""
+    alpha, beta = slopes
+    node = Elementwise(sources=(number,), size=len(alpha), alpha=alpha, beta=beta, name=context.name)
+    return layout.place(context.builder.add(node, None, function))  # type: ignore[no-any-return]
+
+
+@rule("clamp", "clip")
+def clamp(context: Context, x: Value, min: Any = None, max: Any = None) -> Value:
+    """The identity between two bounds, which may differ from unit to unit."""
+    if isinstance(min, Value) or isinstance(max, Value):
+        raise context.unsupported("not yet", "Clamping between values that depend on the input has no rule.")
+    low, high = (
+        torch.as_tensor(each, dtype=torch.float64, device="cpu")
+        for each in (-torch.inf if min is None else min, torch.inf if max is None else max)
+    )
+    index, low, high = broadcast(x.index, low, high)
+    number, layout = context.builder.laid(x.moved(index))
+    lower, upper = layout.per_sample(low), layout.per_sample(high)
+    bounds = torch.from_numpy(lower), torch.from_numpy(upper)
+    slopes = np.zeros_like(lower), (lower < upper).astype(np.float64)
+    return _units(context, number, layout, slopes, lambda y: torch.clamp(y, *(b.to(y.device) for b in bounds)))
+
+
+@rule("clamp_min")
+def clamp_min(context: Context, x: Value, min: Any) -> Value:
+    """``max(x, min)``."""
+    return clamp(context, x, min=min)
+
+
+@rule("clamp_max")
+def clamp_max(context: Context, x: Value, max: Any) -> Value:
+    """``min(x, max)``."""
+    return clamp(context, x, max=max)
+
+
+def _register_extremum(operator: str, one_sided: Callable[..., Value], halves: Callable[..., torch.Tensor]) -> None:
+    @rule(operator)
+    def extremum(context: Context, x: Any, y: Any) -> Value:
+        """Of two values: no entry moves by more than one of its two arguments, so the constant is 1 on the pair."""
+        if not (isinstance(x, Value) and isinstance(y, Value)):
+            return one_sided(context, *((x, y) if isinstance(x, Value) else (y, x)))
+        left, right = broadcast(x.index, y.index)
+        (one, layout), (two, other) = (context.builder.laid(x.moved(left)), context.builder.laid(y.moved(right)))
+        if not torch.equal(layout.positions, other.positions):
+            raise context.unsupported("not yet", "Its two arguments lie differently in memory.")
+        size = layout.entries.size
+        pair, _ = context.builder.joined([context.builder.whole(one, (size,)), context.builder.whole(two, (size,))])
+        again = one == two
+        node = Bounded(sources=(pair,), size=size, kappa=1.0, name=context.name)
+        function = (lambda v: v) if again else (lambda v: halves(v[..., :size], v[..., size:]))
+        return layout.place(context.builder.add(node, None, function))
+
+
+_register_extremum("maximum", clamp_min, torch.maximum)
+_register_extremum("minimum", clamp_max, torch.minimum)

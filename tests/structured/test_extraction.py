@@ -1,0 +1,151 @@
+"""The structured graph is the model."""
+
+import functools
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from lightning_lipschitz.errors import ExtractionError, NonFiniteError, UnsupportedModuleError
+from lightning_lipschitz.extraction import Extractor
+from lightning_lipschitz.extraction.structured import RoutedExtractor, StructuredExtractor
+from lightning_lipschitz.network import Network
+from lightning_lipschitz.structured import Convolution, Gather, Graph, Scaling
+from tests import models as explicit_models
+from tests.models import Lambda, randomized_norm
+from tests.structured.models import MODELS, make
+
+# The structured route reads them too; what it adds to them is in its own table.
+BOTH = (
+    "conv2d",
+    "conv_reflected",
+    "dense_skips",
+    "residual",
+    "einsum",
+    "where",
+    "function_clamp_tensors",
+    "shared_weights",
+)
+ALL = {name: functools.partial(make, name) for name in MODELS} | {
+    f"explicit_{name}": functools.partial(explicit_models.make, name)
+    for name in explicit_models.MODELS
+    if name in BOTH or name.startswith("activation")
+}
+
+
+@functools.cache
+def read(name):
+    model, shape = ALL[name]()
+    return model, shape, StructuredExtractor(model, torch.zeros(1, *shape)).extract()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_graph_computes_what_the_model_computes(name):
+    model, shape, extraction = read(name)
+    assert extraction.network.input_size == np.prod(shape)
+    generator = torch.Generator().manual_seed(1)
+    for batch in (1, 4, 7):
+        x = torch.randn(batch, *shape, generator=generator)
+        with torch.no_grad():
+            found = model(x).double().reshape(batch, -1).numpy()
+        ours = extraction(x.double().reshape(batch, -1).numpy())
+        np.testing.assert_allclose(ours, found, rtol=0, atol=1e-5 * max(1, np.abs(found).max()))
+
+
+def test_normalisations_become_part_of_the_convolution():
+    model, shape = make("small_resnet")
+    kinds = [type(node) for node in StructuredExtractor(model, torch.zeros(1, *shape)).network().nodes]
+    assert Scaling not in kinds
+    assert Gather not in kinds
+    unfolded = [type(node) for node in StructuredExtractor(model, torch.zeros(1, *shape)).unfolded().nodes]
+    assert unfolded.count(Scaling) == 5
+
+
+def test_a_normalisation_that_others_see_unscaled_stays():
+    model = Lambda(
+        lambda m, x: m.norm(m.conv(x)) + m.conv(x) * 0 + torch.relu(m.conv(x)),
+        conv=nn.Conv1d(2, 2, 1),
+        norm=randomized_norm(nn.BatchNorm1d, 2),
+    ).eval()
+    StructuredExtractor(model, torch.zeros(1, 2, 3))
+
+
+def test_folding_accounts_for_its_rounding():
+    model = nn.Sequential(nn.Conv1d(2, 3, 2), randomized_norm(nn.BatchNorm1d, 3)).eval()
+    (node,) = StructuredExtractor(model, torch.zeros(1, 2, 4)).network().nodes[1:]
+    assert isinstance(node, Convolution)
+    conv, norm = model
+    exact = [
+        [float(a) for a in row]
+        for row in (conv.weight.double() * (norm.weight / (norm.running_var + norm.eps).sqrt()).double()[:, None, None])
+        .detach()
+        .reshape(3, -1)
+    ]
+    assert 0 < node.rounding < 1e-14
+    np.testing.assert_allclose(node.kernel.reshape(3, -1), exact, rtol=1e-6)
+
+
+def test_circular_padding_is_a_torus():
+    model, shape = make("conv_circular")
+    (node,) = StructuredExtractor(model, torch.zeros(1, *shape)).network().nodes[1:]
+    assert node.circular
+
+
+REFUSED = {
+    "never": (lambda x: x * x.tanh(), "`mul`"),
+    "not yet": (lambda x: torch.fft.fft(x).real, "`fft_fft`"),
+    "replace": (lambda x: F.dropout(x), "nn.Dropout"),
+}
+
+
+@pytest.mark.parametrize("verdict", REFUSED)
+def test_refused_with_a_verdict(verdict):
+    function, says = REFUSED[verdict]
+    model = nn.Sequential(nn.Linear(3, 4), Lambda(lambda m, x: function(x)))
+    with pytest.raises(UnsupportedModuleError, match=re.escape(says)) as caught:
+        StructuredExtractor(model, torch.zeros(1, 3))
+    assert caught.value.verdict == verdict
+
+
+def test_samples_must_not_mix():
+    for function in (lambda x: x - x.mean(0), lambda x: x + x.roll(1, 0), lambda x: torch.softmax(x, 0)):
+        with pytest.raises(ExtractionError, match="amples of a batch"):
+            StructuredExtractor(Lambda(lambda m, x, f=function: f(x)), torch.zeros(1, 3))
+
+
+def test_a_graph_that_is_not_the_model_is_an_error():
+    model = Lambda(lambda m, x: x * 2 if x.shape[0] > 1 else x)
+    with pytest.raises(ExtractionError, match="does not reproduce"):
+        StructuredExtractor(model, torch.zeros(1, 3))
+
+
+def test_weights_must_be_finite():
+    model = nn.Conv2d(1, 1, 2)
+    model.weight.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="`weight`"):
+        StructuredExtractor(model, torch.zeros(1, 1, 3, 3))
+
+
+def test_the_route_depends_on_the_size_alone():
+    small, large = nn.Conv2d(1, 2, 3), nn.Conv2d(3, 32, 3)
+    assert isinstance(RoutedExtractor(small, torch.zeros(1, 1, 8, 8)).network(), Network)
+    assert isinstance(RoutedExtractor(large, torch.zeros(1, 3, 64, 64)).network(), Graph)
+
+
+def test_what_has_no_explicit_rule_is_read_as_a_graph():
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    try:
+        Extractor(model, torch.zeros(1, 3))
+    except UnsupportedModuleError:
+        assert isinstance(RoutedExtractor(model, torch.zeros(1, 3)).network(), Graph)
+
+
+def test_the_function_is_differentiable():
+    model, shape = make("small_resnet")
+    function = StructuredExtractor(model, torch.zeros(1, *shape)).function()
+    x = torch.randn(2, *shape, dtype=torch.float64).flatten(1).requires_grad_()
+    function(x).sum().backward()
+    assert x.grad.abs().sum() > 0
