@@ -23,7 +23,7 @@ from lightning_lipschitz.network import Array, Network
 
 Proved: TypeAlias = tuple[float, Proof | None]
 
-_METHODS = tuple(method for method in get_args(Method) if method != "lipsdp-network")
+_METHODS = tuple(method for method in get_args(Method) if method not in ("composed", "lipsdp-network"))
 
 
 @dataclass(frozen=True, eq=False)
