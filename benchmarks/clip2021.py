@@ -21,7 +21,7 @@ from itertools import pairwise
 
 import pytorch_lightning as pl
 import torch
-from common import markdown, parser, publish
+from common import accuracy, markdown, parser, publish, quiet_trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -108,7 +108,7 @@ def run(case: Case, method: str, seed: int) -> Result:
     for name, value in (settings or {}).items():
         setattr(model, f"clip_{name}", value)
     train, _ = case.data.loaders(case.batch_size)
-    trainer = fast_trainer(case.epochs)
+    trainer = quiet_trainer(case.epochs)
     seconds = time.perf_counter()
     trainer.fit(model, train)
     seconds = time.perf_counter() - seconds
@@ -125,23 +125,6 @@ def run(case: Case, method: str, seed: int) -> Result:
         ll.certify(model.net, torch.zeros(2, case.sizes[0]), rtol=1e-4).upper_bound,
         seconds,
     )
-
-
-def fast_trainer(epochs: int, **options: object) -> pl.Trainer:
-    return pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    return 100.0 * float((model(x).argmax(1) == y).float().mean())
 
 
 def projected_gradient(model: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int = 40) -> Tensor:
@@ -215,7 +198,7 @@ def cost(repeats: int, epochs: int = 3) -> str:
                 setattr(model, f"clip_{key}", value)
             train, _ = case.data.loaders(case.batch_size)
             start = time.process_time()
-            fast_trainer(epochs).fit(model, train)
+            quiet_trainer(epochs).fit(model, train)
             seconds[name].append((time.process_time() - start) / (100 * epochs))
     rows = []
     for name, found in seconds.items():
