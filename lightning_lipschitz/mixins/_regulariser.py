@@ -30,6 +30,7 @@ class Regulariser:
         self._pairs: Pairs | None = None
         self._values: Tensor | None = None  # the quotients, as of the last step in which each pair climbed
         self._next = self._draws = self._drawn_at = 0
+        self._not_mine = False  # pairs of another rank, good for a lower bound until the next step
         self.last_penalty = 0.0
         self.cooldown = 0
 
@@ -78,8 +79,9 @@ class Regulariser:
         """The pairs at hand, on the device and in the dtype of the parameters; or new ones, if it is time."""
         again = self.config.reset_every_n_steps
         fits = self._pairs is not None and self._pairs.u.shape[1:] == inputs.shape[1:]
-        if self._pairs is None or not fits or (again is not None and step - self._drawn_at >= again):
-            self._pairs, self._values = self._drawn(inputs.to(like)), None
+        due = self._not_mine or (again is not None and step - self._drawn_at >= again)
+        if self._pairs is None or not fits or due:
+            self._pairs, self._values, self._not_mine = self._drawn(inputs.to(like)), None, False
             self._draws, self._drawn_at, self._next = self._draws + 1, step, 0
         if self._pairs.u.dtype != like.dtype or self._pairs.u.device != like.device:
             self._pairs = self._pairs.to(like)
@@ -115,9 +117,10 @@ class Regulariser:
         return state
 
     def load(self, plain: dict[str, Any]) -> None:
-        """The inverse of :meth:`plain`."""
+        """The inverse of :meth:`plain`; the pairs are those of rank 0, and in the next step other ranks draw new ones."""
         self.weight, self.cooldown = plain["weight"], plain["cooldown"]
         self._next, self._draws, self._drawn_at = (plain[name] for name in ("next", "draws", "drawn_at"))
+        self._not_mine = self._rank > 0
         if "pairs" in plain:
             self._pairs, self._values = Pairs(**plain["pairs"]), plain["values"]
 

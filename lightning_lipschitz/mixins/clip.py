@@ -40,7 +40,9 @@ class CLIPMixin:
     * ``clip/weight``: :math:`\lambda`;
     * ``clip/penalty``: the last penalty, before :math:`\lambda`.
 
-    Checkpoints hold the pairs (of rank 0) under ``callbacks``, and a resumed run goes on exactly.
+    Checkpoints hold the pairs under ``callbacks``, and a resumed run goes on exactly. Of several processes each has
+    pairs of its own; those of the first are saved, and the others draw new ones after a resume. The schedule goes by
+    the mean of the metric over the processes.
 
     Raises:
         MisconfigurationException: a setting; a batch without floating-point inputs; a metric that is not logged.
