@@ -29,8 +29,8 @@ class ClipConfig:
         weight: lambda, in units of loss per unit of slope; where a schedule starts, if there is one.
         pairs: kept from step to step.
         climbing: pairs that take an ascent step before each penalty, in turn; None for all.
-        every_n_steps: training steps (batches, or groups of accumulated ones) between penalties, which are multiplied by
-            it: the same pull on average.
+        every_n_steps: training steps (batches, or groups of accumulated ones) between penalties, which are multiplied
+            by it: the same pull on average.
         worst: the penalty is the largest quotient; else the mean of all.
         squared: the penalty is the quotient's square.
         start: "noise", "halves" or "random", see :func:`~lightning_lipschitz.functional.initial_pairs`.

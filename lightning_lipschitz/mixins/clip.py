@@ -85,7 +85,6 @@ class CLIPMixin:
         self._clip = Regulariser(configured(self), rank)
         return self._clip
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _clip_term(self, batch: Any) -> Tensor | None:
         """What to add to the loss of this batch; None outside of ``fit``."""
         trainer = getattr(self, "_trainer", None)
@@ -95,7 +94,6 @@ class CLIPMixin:
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         return self._clip.term(self, self.clip_inputs(batch), step)  # type: ignore[arg-type]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _clip_manual_term(self) -> Tensor | None:
         """What to add in this ``manual_backward``: each parameter gets the penalty once in a training step."""
         if self._clip is None or not self._clip_batch:
@@ -107,9 +105,22 @@ class CLIPMixin:
         return self._clip_term(*self._clip_batch)
 
 
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Left to Python, with all that it calls, where the module is compiled."""
+    left: Callable[..., Any] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return left
+
+
+def _skipped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Left to Python; what it calls is compiled as it would be without the mixin."""
+    left: Callable[..., Any] = torch.compiler.disable(function, recursive=False)  # type: ignore[no-untyped-call]
+    return left
+
+
 def _training_step(method: Callable[..., Any]) -> Callable[..., Any]:
     """The term is added once, by the outermost of a chain of ``super().training_step()``."""
 
+    @_skipped
     @functools.wraps(method)  # Lightning looks for `batch_idx` and `dataloader_iter` among the arguments
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self._clip_depth:
@@ -125,6 +136,7 @@ def _training_step(method: Callable[..., Any]) -> Callable[..., Any]:
     return training_step
 
 
+@_uncompiled
 def _added(output: Any, module: Any, batch: Any) -> Any:
     """The output with the term in its loss; None, by which a step is skipped, stays None."""
     loss = output.get("loss") if isinstance(output, Mapping) else output
@@ -135,6 +147,7 @@ def _added(output: Any, module: Any, batch: Any) -> Any:
 
 
 def _manual_backward(method: Callable[..., Any]) -> Callable[..., Any]:
+    @_uncompiled
     @functools.wraps(method)
     def manual_backward(self: Any, loss: Tensor, *args: Any, **kwargs: Any) -> Any:
         term = self._clip_manual_term()

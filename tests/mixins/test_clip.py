@@ -442,24 +442,3 @@ def test_every_n_steps_pulls_as_much_on_average():
     always, sometimes = terms(1), terms(4)
     assert [term is None for term in sometimes] == [False, True, True, True] * 2
     assert sometimes[0].item() == pytest.approx(4 * always[0].item())
-
-
-def test_beside_the_certificate_and_under_a_bound(fit):
-    callback = ll.LipschitzCallback()
-    trainer = fit(Super(), callback)
-    metrics = trainer.callback_metrics
-    assert metrics["clip/lower_bound"] <= metrics["lipschitz/upper_bound"] * (1 + 1e-5)
-    module = Super()
-    fit(module, ll.LipschitzADMM(2.0))
-    assert ll.certify(module.net, torch.zeros(2, INPUTS)).upper_bound <= 2.0
-
-
-def test_a_compiled_submodule(fit):
-    class Compiled(Super):
-        def __init__(self):
-            super().__init__()
-            self.net = torch.compile(self.net, backend="eager")
-
-    one, _ = trained(Compiled, fit)
-    other, _ = trained(Super, fit)
-    assert distance(one, other) <= 1e-6
