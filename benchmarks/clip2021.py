@@ -247,8 +247,8 @@ def cases(data_dir: str | None) -> dict[str, Case]:
         if data_dir is None or not (Path(data_dir) / folder).is_dir():
             continue
         data, title = load_digits(Path(data_dir) / folder), {"mnist": "MNIST", "fashion": "Fashion-MNIST"}[name]
-        made[name] = Case(title, data, (64, 64), 12, 5e-3, 1.4, attacked=1000, batch_size=512)
-        made[f"{name}200"] = Case(title, data, (200, 80), 12, 5e-3, 1.4, attacked=1000, batch_size=512)
+        made[name] = Case(title, data, (64, 64), 12, 2e-3, 1.4, attacked=1000, batch_size=512)
+        made[f"{name}200"] = Case(title, data, (200, 80), 12, 2e-3, 1.4, attacked=1000, batch_size=512)
         made[f"{name}_few"] = Case(f"{title}, 2,000 images", few(data, 2000), (64, 64), 60, 2e-3, attacked=1000)
     return made
 
