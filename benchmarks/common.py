@@ -14,9 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pytorch_lightning as pl
 import scipy.io
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_lipschitz.demo.data import Digits, load_digits
 from lightning_lipschitz.network import Network
@@ -80,6 +81,25 @@ def timed(function: Callable[[], object], repeats: int = 3) -> tuple[object, flo
         result = function()
         seconds.append(time.perf_counter() - start)
     return result, statistics.median(seconds)
+
+
+def quiet_trainer(epochs: int, *callbacks: pl.Callback) -> pl.Trainer:
+    """On the CPU, without logger, files and bars."""
+    return pl.Trainer(
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """In percent."""
+    return 100.0 * float((model.eval()(x).argmax(1) == y).float().mean())
 
 
 def random_weights(sizes: Sequence[int], seed: int = 0) -> list[np.ndarray]:

@@ -20,7 +20,7 @@ from itertools import pairwise
 
 import pytorch_lightning as pl
 import torch
-from common import RESULTS, markdown, parser, publish
+from common import RESULTS, accuracy, markdown, parser, publish, quiet_trainer
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, one_hot
 
@@ -107,15 +107,7 @@ def run(case: Case, method: str, seed: int) -> Result:
     pl.seed_everything(seed, verbose=False)
     train, _ = case.data.loaders(case.batch_size)
     model = Classifier(case, len(train) * case.epochs, **options)
-    trainer = pl.Trainer(
-        max_epochs=case.epochs,
-        callbacks=callbacks(case),
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(case.epochs, *callbacks(case))
     wall, cpu = time.perf_counter(), time.process_time()
     trainer.fit(model, train)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -123,11 +115,6 @@ def run(case: Case, method: str, seed: int) -> Result:
     x, y = case.data.test
     noisy = x + NOISE * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     return Result(accuracy(model, x, y), accuracy(model, noisy, y), bound, wall, cpu)
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    return 100.0 * float((model.eval()(x).argmax(1) == y).float().mean())
 
 
 def table(case: Case, methods: Sequence[str], seeds: int) -> str:

@@ -28,13 +28,14 @@ class ClipConfig:
     Attributes:
         weight: lambda, in units of loss per unit of slope; where a schedule starts, if there is one.
         pairs: kept from step to step.
-        climbing: pairs that take an ascent step before each optimizer step, in turn; None for all.
-        every_n_steps: optimizer steps between penalties, which are multiplied by it: the same pull on average.
+        climbing: pairs that take an ascent step before each penalty, in turn; None for all.
+        every_n_steps: training steps (batches, or groups of accumulated ones) between penalties, which are multiplied
+            by it: the same pull on average.
         worst: the penalty is the largest quotient; else the mean of all.
         squared: the penalty is the quotient's square.
         start: "noise", "halves" or "random", see :func:`~lightning_lipschitz.functional.initial_pairs`.
         noise: standard deviation of the noise between the ends of a new pair, in units of the inputs.
-        reset_every_n_steps: pairs are drawn anew from the batch after so many optimizer steps; None for never.
+        reset_every_n_steps: pairs are drawn anew from the batch after so many training steps; None for never.
         p_in, p_out: norms of the quotient's denominator and numerator, from 1 to infinity.
         within: range that inputs are clamped to, or None.
         module: dotted name of the submodule whose slope counts; "" for ``forward``, or the only child if there is none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,11 +31,12 @@ class Regulariser:
         self._pairs: Pairs | None = None
         self._values: Tensor | None = None  # the quotients, as of the last step in which each pair climbed
         self._next = self._draws = self._drawn_at = 0
+        self._not_mine = False  # pairs of another rank, good for a lower bound until the next step
         self.last_penalty = 0.0
         self.cooldown = 0
 
     def term(self, model: nn.Module, inputs: Any, step: int) -> Tensor | None:
-        """What to add to the loss in optimizer step ``step``, with a graph; None where no penalty is due.
+        """What to add to the loss in training step ``step``, with a graph; None where no penalty is due.
 
         Raises:
             MisconfigurationException: ``inputs`` is no batch of floating-point inputs, or the submodule does not exist.
@@ -43,7 +45,7 @@ class Regulariser:
         if step % config.every_n_steps:
             return None
         target = find_target(model, config.module, "CLIPMixin")
-        parameter = next((p for p in target.parameters() if p.requires_grad and p.is_floating_point()), None)
+        parameter = next(_trainable(target), None)
         if parameter is None:
             return None
         pairs = self._current(_batch(inputs), parameter, step)
@@ -54,6 +56,10 @@ class Regulariser:
             found = penalty(function, pairs, values, worst=config.worst, squared=config.squared, **options)
         self.last_penalty = float(found.detach())
         return self.weight * config.every_n_steps * found
+
+    def trained(self, model: nn.Module) -> set[int]:
+        """Which parameters the penalty pulls at as things are, by ``id``: an optimizer may have frozen others."""
+        return {id(parameter) for parameter in _trainable(find_target(model, self.config.module, "CLIPMixin"))}
 
     def _climb(self, function: Any, pairs: Pairs) -> tuple[Pairs, Tensor]:
         """The next few pairs take a step."""
@@ -78,8 +84,9 @@ class Regulariser:
         """The pairs at hand, on the device and in the dtype of the parameters; or new ones, if it is time."""
         again = self.config.reset_every_n_steps
         fits = self._pairs is not None and self._pairs.u.shape[1:] == inputs.shape[1:]
-        if self._pairs is None or not fits or (again is not None and step - self._drawn_at >= again):
-            self._pairs, self._values = self._drawn(inputs.to(like)), None
+        due = self._not_mine or (again is not None and step - self._drawn_at >= again)
+        if self._pairs is None or not fits or due:
+            self._pairs, self._values, self._not_mine = self._drawn(inputs.to(like)), None, False
             self._draws, self._drawn_at, self._next = self._draws + 1, step, 0
         if self._pairs.u.dtype != like.dtype or self._pairs.u.device != like.device:
             self._pairs = self._pairs.to(like)
@@ -115,11 +122,16 @@ class Regulariser:
         return state
 
     def load(self, plain: dict[str, Any]) -> None:
-        """The inverse of :meth:`plain`."""
+        """The inverse of :meth:`plain`; the pairs are those of rank 0, and other ranks draw new ones."""
         self.weight, self.cooldown = plain["weight"], plain["cooldown"]
         self._next, self._draws, self._drawn_at = (plain[name] for name in ("next", "draws", "drawn_at"))
+        self._not_mine = self._rank > 0
         if "pairs" in plain:
             self._pairs, self._values = Pairs(**plain["pairs"]), plain["values"]
+
+
+def _trainable(module: nn.Module) -> Iterator[nn.Parameter]:
+    return (p for p in module.parameters() if p.requires_grad and p.is_floating_point())
 
 
 def _batch(inputs: Any) -> Tensor:

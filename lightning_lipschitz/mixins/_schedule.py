@@ -91,6 +91,7 @@ def adapt(regulariser: Regulariser, trainer: Trainer) -> None:
     if regulariser.cooldown > 0:
         regulariser.cooldown -= 1
         return
-    better = float(value) > config.target if config.mode == "max" else float(value) < config.target
+    mean = float(trainer.strategy.reduce(value.detach().clone(), reduce_op="mean"))  # or the ranks' weights part
+    better = mean > config.target if config.mode == "max" else mean < config.target
     regulariser.weight *= config.factor if better else 1.0 / config.factor
     regulariser.cooldown = config.cooldown_epochs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import torch
@@ -26,7 +26,9 @@ class CLIPMixin:
     :class:`~lightning_lipschitz.LipschitzCallback` to the Trainer.
 
     The term is added to what ``training_step`` returns, after it: what you log in there is untouched. In manual
-    optimization it is added to the first ``manual_backward`` of each training step. It follows precision,
+    optimization it is added to the first ``manual_backward`` of each training step, and again where an optimizer that
+    was toggled lets other parameters take their turn: zero gradients after the step, not before the next backward.
+    Whoever divides the loss by a number of batches divides ``clip_weight`` by it too. It follows precision,
     accumulation, clipping and distribution as your loss does. The model runs on the pairs in eval mode without
     autocast; its flags, buffers, gradients, ``state_dict`` keys and the global random numbers stay as they are.
 
@@ -40,7 +42,9 @@ class CLIPMixin:
     * ``clip/weight``: :math:`\lambda`;
     * ``clip/penalty``: the last penalty, before :math:`\lambda`.
 
-    Checkpoints hold the pairs (of rank 0) under ``callbacks``, and a resumed run goes on exactly.
+    Checkpoints hold the pairs under ``callbacks``, and a resumed run goes on exactly. Of several processes each has
+    pairs of its own; those of the first are saved, and the others draw new ones after a resume. The schedule goes by
+    the mean of the metric over the processes.
 
     Raises:
         MisconfigurationException: a setting; a batch without floating-point inputs; a metric that is not logged.
@@ -56,6 +60,7 @@ class CLIPMixin:
     _clip: Regulariser | None = None
     _clip_depth = 0
     _clip_batch: Any = None
+    _clip_reached: Set[int] = frozenset()  # parameters, by id
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         settings = {name: keywords.pop(name) for name in list(keywords) if name.startswith(PREFIX)}
@@ -80,23 +85,47 @@ class CLIPMixin:
         self._clip = Regulariser(configured(self), rank)
         return self._clip
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _clip_term(self, batch: Any) -> Tensor | None:
         """What to add to the loss of this batch; None outside of ``fit``."""
         trainer = getattr(self, "_trainer", None)
         if self._clip is None or trainer is None or trainer.state.fn != "fit" or not trainer.training:
             return None
-        return self._clip.term(self, self.clip_inputs(batch), trainer.global_step)  # type: ignore[arg-type]
+        # not `global_step`, which runs faster with several optimizers
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        return self._clip.term(self, self.clip_inputs(batch), step)  # type: ignore[arg-type]
+
+    def _clip_manual_term(self) -> Tensor | None:
+        """What to add in this ``manual_backward``: each parameter gets the penalty once in a training step."""
+        if self._clip is None or not self._clip_batch:
+            return None
+        trained = self._clip.trained(self)  # type: ignore[arg-type]
+        if trained <= self._clip_reached:
+            return None
+        self._clip_reached = self._clip_reached | trained
+        return self._clip_term(*self._clip_batch)
+
+
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Left to Python, with all that it calls, where the module is compiled."""
+    left: Callable[..., Any] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return left
+
+
+def _skipped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Left to Python; what it calls is compiled as it would be without the mixin."""
+    left: Callable[..., Any] = torch.compiler.disable(function, recursive=False)  # type: ignore[no-untyped-call]
+    return left
 
 
 def _training_step(method: Callable[..., Any]) -> Callable[..., Any]:
     """The term is added once, by the outermost of a chain of ``super().training_step()``."""
 
+    @_skipped
     @functools.wraps(method)  # Lightning looks for `batch_idx` and `dataloader_iter` among the arguments
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self._clip_depth:
             return method(self, *args, **kwargs)
-        self._clip_depth, self._clip_batch = 1, (*args, *kwargs.values())[:1]
+        self._clip_depth, self._clip_batch, self._clip_reached = 1, (*args, *kwargs.values())[:1], set()
         try:
             output = method(self, *args, **kwargs)
             return _added(output, self, self._clip_batch) if self.automatic_optimization else output
@@ -107,6 +136,7 @@ def _training_step(method: Callable[..., Any]) -> Callable[..., Any]:
     return training_step
 
 
+@_uncompiled
 def _added(output: Any, module: Any, batch: Any) -> Any:
     """The output with the term in its loss; None, by which a step is skipped, stays None."""
     loss = output.get("loss") if isinstance(output, Mapping) else output
@@ -117,10 +147,10 @@ def _added(output: Any, module: Any, batch: Any) -> Any:
 
 
 def _manual_backward(method: Callable[..., Any]) -> Callable[..., Any]:
+    @_uncompiled
     @functools.wraps(method)
     def manual_backward(self: Any, loss: Tensor, *args: Any, **kwargs: Any) -> Any:
-        batch, self._clip_batch = self._clip_batch, None
-        term = self._clip_term(*batch) if batch else None
+        term = self._clip_manual_term()
         return method(self, loss if term is None else loss + term, *args, **kwargs)
 
     setattr(manual_backward, _MARK, True)

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 import lightning_lipschitz as ll
 from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier
 from lightning_lipschitz.projection.consensus import Consensus
+from tests.loops import CLIP, DTYPES, LOOPS, OnlyBatchOneIsSkipped, adam, by_hand, distance, fused, scaler
 from tests.modules import CLASSES, INPUTS, Bypassed, Classifier, DictBatches, Manual, NoForward, Uncertifiable, loader
 
 pytestmark = [
@@ -68,81 +69,27 @@ def term(module, pull):
     return sum((y * (w - v)).sum() + PENALTY / 2 * (w - v).square().sum() for w, v, y in triples)
 
 
-def by_hand(module, *, accumulate=1, clip=None, autocast=None, scaler=None, epochs=2):
-    """The training loop that anyone would write."""
-    pull, optimizer = consensus(module), module.make(module.parameters())
-    dtype = matrices(module)[0].dtype
-    batches = [(x.to(dtype), y) for x, y in loader()]
-    for _ in range(epochs):
-        for k, batch in enumerate(batches):
-            with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
-                loss = module._loss(batch) / accumulate
-            (loss if scaler is None else scaler.scale(loss)).backward()
-            if (k + 1) % accumulate and k + 1 < len(batches):
-                continue
-            if scaler is not None:
-                scaler.unscale_(optimizer)
-            term(module, pull).backward()
-            if clip is not None:
-                clip(module.parameters())
-            optimizer.step() if scaler is None else scaler.step(optimizer)
-            if scaler is not None:
-                scaler.update()
-            optimizer.zero_grad()
-    return module
+def pulled_by_hand(module, **options):
+    pull = consensus(module)
+    return by_hand(module, before_step=lambda: term(module, pull), **options)
 
 
-def adam(parameters):
-    return torch.optim.Adam(parameters, 0.01)
-
-
-def fused(parameters):
-    return torch.optim.Adam(parameters, 0.01, fused=True)
-
-
-def scaler():
-    return torch.amp.GradScaler("cpu", init_scale=128.0)
-
-
-CLIP = {
-    "norm": lambda parameters: nn.utils.clip_grad_norm_(parameters, 0.2),
-    "value": lambda parameters: nn.utils.clip_grad_value_(parameters, 0.05),
-}
-
-LOOPS = {
-    "plain": ({}, {}, ULPS),
-    "accumulate 2": ({"accumulate": 2}, {"accumulate_grad_batches": 2}, ULPS),
-    "partial window": ({"accumulate": 3}, {"accumulate_grad_batches": 3}, ULPS),
-    "clip by norm": ({"clip": CLIP["norm"]}, {"gradient_clip_val": 0.2}, ULPS),
-    "clip by value": (
-        {"clip": CLIP["value"]},
-        {"gradient_clip_val": 0.05, "gradient_clip_algorithm": "value"},
-        ULPS,
-    ),
-    "bf16-mixed": ({"autocast": torch.bfloat16}, {"precision": "bf16-mixed"}, 1e-6),
-    "double": ({}, {"precision": "64-true"}, 1e-14),
-    "bf16-true": ({}, {"precision": "bf16-true"}, 1e-2),
-}
+TOLERANCES = {"bf16-mixed": 1e-6, "double": 1e-14, "bf16-true": 1e-2}
 
 
 @pytest.mark.parametrize("optimizer", [None, adam], ids=["SGD", "Adam"])
 @pytest.mark.parametrize("case", LOOPS)
 def test_gradient_is_that_of_a_hand_written_loop(case, optimizer, fit):
-    hand, options, tolerance = LOOPS[case]
-    dtype = {"double": torch.float64, "bf16-true": torch.bfloat16}.get(case, torch.float32)
+    (hand, options), tolerance = LOOPS[case], TOLERANCES.get(case, ULPS)
+    dtype = DTYPES.get(case, torch.float32)
     torch.manual_seed(0)
     theirs = Known(optimizer)
     mine = Known(optimizer)
     mine.load_state_dict(theirs.state_dict())
-    by_hand(theirs.to(dtype), **hand)
+    pulled_by_hand(theirs.to(dtype), **hand)
     fit(mine.to(dtype), Frozen(), val=False, **options)
     assert distance(mine, theirs) <= tolerance
     assert distance(mine, unpulled(theirs, fit)) > 10 * tolerance
-
-
-def distance(one, other):
-    pairs = zip(one.parameters(), other.parameters(), strict=True)
-    return max((a.double() - b.double()).abs().max().item() for a, b in pairs)
 
 
 def unpulled(like, fit):
@@ -162,7 +109,7 @@ def test_gradient_under_loss_scaling(clip, accumulate, optimizer, fit):
     theirs = Known(adam)
     mine = Known(optimizer)
     mine.load_state_dict(theirs.state_dict())
-    by_hand(theirs, accumulate=accumulate, clip=clip and CLIP[clip], autocast=torch.float16, scaler=scaler())
+    pulled_by_hand(theirs, accumulate=accumulate, clip=clip and CLIP[clip], autocast=torch.float16, scaler=scaler())
     plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler())
     options = {"gradient_clip_val": 0.2} if clip else {}
     fit(mine, Frozen(), val=False, plugins=[plugin], accumulate_grad_batches=accumulate, **options)
@@ -178,16 +125,8 @@ class Overflowing(Known):
 
 
 def test_skipped_steps_move_nothing(fit):
-    class Witness(Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            self.before = [p.detach().clone() for p in pl_module.parameters()]
-
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            same = [torch.equal(a, b) for a, b in zip(self.before, pl_module.parameters(), strict=True)]
-            assert all(same) == (batch_idx == 1)
-
     plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler())
-    fit(Overflowing(adam), Frozen(), Witness(), val=False, plugins=[plugin])
+    fit(Overflowing(adam), Frozen(), OnlyBatchOneIsSkipped(), val=False, plugins=[plugin])
 
 
 class Skipping(Known):
@@ -199,15 +138,7 @@ class Skipping(Known):
 
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 def test_no_step_without_a_loss(fit):
-    class Witness(Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            self.before = [p.detach().clone() for p in pl_module.parameters()]
-
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            same = [torch.equal(a, b) for a, b in zip(self.before, pl_module.parameters(), strict=True)]
-            assert all(same) == (batch_idx == 1)
-
-    fit(Skipping(), Frozen(), Witness(), val=False)
+    fit(Skipping(), Frozen(), OnlyBatchOneIsSkipped(), val=False)
 
 
 class KnownManual(Manual):
@@ -236,7 +167,7 @@ def test_manual_optimization(kind, fit):
     torch.manual_seed(0)
     theirs, mine = KnownManual(), kind()
     mine.load_state_dict(theirs.state_dict())
-    by_hand(theirs)
+    pulled_by_hand(theirs)
     fit(mine, Frozen(), val=False)
     assert distance(mine, theirs) <= 3e-7
 
@@ -255,7 +186,7 @@ def test_weight_norm_is_pulled_and_projected_through(fit):
     torch.manual_seed(0)
     theirs, mine = Normed(), Normed()
     mine.load_state_dict(theirs.state_dict())
-    by_hand(theirs)
+    pulled_by_hand(theirs)
     fit(mine, Frozen(), val=False)
     assert distance(mine, theirs) <= 3e-7
     module = Normed()
