@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+
 from lightning_lipschitz._lightning import Callback, LightningModule, MisconfigurationException, Trainer
 from lightning_lipschitz.callbacks._report import Report, Values
 from lightning_lipschitz.mixins._regulariser import Regulariser
@@ -75,23 +77,34 @@ class ClipSchedule(Callback):
 def adapt(regulariser: Regulariser, trainer: Trainer) -> None:
     """The discrepancy principle: a heavier penalty while the metric is better than its target, a lighter one below.
 
+    Every process comes to the same weight, whether or not the metric was logged with ``sync_dist``.
+
     Raises:
-        MisconfigurationException: the metric was not logged in the epoch that ends.
+        MisconfigurationException: the metric was not logged, by every process, in the epoch that ends.
     """
     config = regulariser.config
     if config.metric is None or config.target is None or trainer.current_epoch + 1 < config.warmup_epochs:
         return
-    value = trainer.callback_metrics.get(config.metric)
+    value = _mean_over_ranks(trainer, config.metric)
     if value is None:
         logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
         raise MisconfigurationException(
             f"`CLIPMixin(clip_metric={config.metric!r})` was not logged; there is {logged}. Log it with"
-            " `self.log(..., on_epoch=True)`."
+            " `self.log(..., on_epoch=True)`, in every process."
         )
     if regulariser.cooldown > 0:
         regulariser.cooldown -= 1
         return
-    mean = float(trainer.strategy.reduce(value.detach().clone(), reduce_op="mean"))  # or the ranks' weights part
-    better = mean > config.target if config.mode == "max" else mean < config.target
+    better = value > config.target if config.mode == "max" else value < config.target
     regulariser.weight *= config.factor if better else 1.0 / config.factor
     regulariser.cooldown = config.cooldown_epochs
+
+
+def _mean_over_ranks(trainer: Trainer, metric: str) -> float | None:
+    """None where any process lacks it; a collective, so that no process raises alone and leaves the others waiting."""
+    value = trainer.callback_metrics.get(metric)
+    here = torch.tensor(
+        [0.0 if value is None else float(value), float(value is None)], device=trainer.strategy.root_device
+    )
+    mean, missing = torch.as_tensor(trainer.strategy.reduce(here, reduce_op="mean")).tolist()
+    return None if missing else mean
