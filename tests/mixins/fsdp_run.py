@@ -19,9 +19,9 @@ from tests.modules import Classifier, loader
 
 class Clipped(ll.CLIPMixin, Classifier, clip_weight=WEIGHT, clip_climbing=None):
     def configure_model(self):
-        for layer in self.net:
-            fully_shard(layer, mesh=self.device_mesh["data_parallel"])
-        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+        """The first layer by itself, the other with the root, which gathers it when it is called."""
+        for part in self.net[0], self:
+            fully_shard(part, mesh=self.device_mesh["data_parallel"])
 
 
 class Witness(Callback):
