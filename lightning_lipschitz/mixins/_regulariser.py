@@ -51,9 +51,8 @@ class Regulariser:
         pairs = self._current(_batch(inputs), parameter, step)
         options = {name: getattr(config, name) for name in _OPTIONS}
         with evaluating(model, uncompiled(target), parameter.device.type), torch.enable_grad():
-            function = target.forward if target is model else target
-            pairs, values = self._climb(function, pairs)
-            found = penalty(function, pairs, values, worst=config.worst, squared=config.squared, **options)
+            pairs, values = self._climb(target, pairs)
+            found = penalty(target, pairs, values, worst=config.worst, squared=config.squared, **options)
         self.last_penalty = float(found.detach())
         return self.weight * config.every_n_steps * found
 
@@ -107,8 +106,7 @@ class Regulariser:
         pairs = self._pairs.to(like)
         options = {name: getattr(self.config, name) for name in _OPTIONS}
         with evaluating(model, uncompiled(target), like.device.type):
-            function = target.forward if target is model else target
-            return float(quotients(function, pairs.u, pairs.v, **options).max())
+            return float(quotients(target, pairs.u, pairs.v, **options).max())
 
     # State
 

@@ -1,4 +1,4 @@
-"""Fits with CLIPMixin and sharded weights in two processes; run by test_fsdp.py as `python -m ... FOLDER KIND`."""
+"""Fits with CLIPMixin and sharded weights in two processes; run by test_fsdp.py as `python -m ... FOLDER`."""
 
 import json
 import sys
@@ -17,18 +17,11 @@ from tests.mixins.ddp_run import BATCH, EPOCHS, WEIGHT
 from tests.modules import Classifier, loader
 
 
-class Sharded(Classifier):
+class Clipped(ll.CLIPMixin, Classifier, clip_weight=WEIGHT, clip_climbing=None):
     def configure_model(self):
-        for layer in self.net:
-            fully_shard(layer, mesh=self.device_mesh["data_parallel"])
-        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
-
-
-class Clipped(ll.CLIPMixin, Sharded, clip_weight=WEIGHT, clip_climbing=None):
-    pass
-
-
-KINDS = {"plain": Sharded, "clip": Clipped}
+        """The first layer by itself, the other with the root, which gathers it when it is called."""
+        for part in self.net[0], self:
+            fully_shard(part, mesh=self.device_mesh["data_parallel"])
 
 
 class Witness(Callback):
@@ -44,9 +37,9 @@ class Witness(Callback):
         (self.folder / f"rank{rank}.json").write_text(json.dumps(facts))
 
 
-def main(folder, kind):
+def main(folder):
     torch.manual_seed(1)
-    module = KINDS[kind]()
+    module = Clipped()
     trainer = Trainer(
         strategy=ModelParallelStrategy(
             data_parallel_size=2,
@@ -70,4 +63,4 @@ def main(folder, kind):
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]))

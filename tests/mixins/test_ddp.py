@@ -60,7 +60,7 @@ def shard(rank, epoch):
     return list(DataLoader(data, BATCH, sampler=sampler))
 
 
-def by_hand(accumulate=1):
+def by_hand(accumulate=1, weight=WEIGHT):
     """Every rank has its own samples, its own pairs, and half of the gradient."""
     torch.manual_seed(1)
     module = Classifier()
@@ -73,7 +73,7 @@ def by_hand(accumulate=1):
                 pairs[rank], _ = ascend(module.net, pairs[rank])
                 u, v = pairs[rank].u, pairs[rank].v
                 slope = ((module.net(u) - module.net(v)).norm(dim=1) / (u - v).norm(dim=1)).max()
-                ((module._loss(batch) + WEIGHT * slope) / (RANKS * accumulate)).backward()
+                ((module._loss(batch) + weight * slope) / (RANKS * accumulate)).backward()
             if (k + 1) % accumulate == 0:
                 optimizer.step()
                 optimizer.zero_grad()
