@@ -101,8 +101,11 @@ def pairwise_bounds(
     Every entry is proved by the kernel.
 
     Args:
-        model, example_input, slopes: as in :func:`lightning_lipschitz.certify`; at least two outputs.
-        method, solver: as in :func:`lightning_lipschitz.certify`, without "lipsdp-network".
+        model: as in :func:`lightning_lipschitz.certify`; of two outputs or more.
+        example_input: as in :func:`lightning_lipschitz.certify`.
+        slopes: as in :func:`lightning_lipschitz.certify`.
+        method: as in :func:`lightning_lipschitz.certify`, without "composed" and "lipsdp-network".
+        solver: as in :func:`lightning_lipschitz.certify`.
         rtol: relative duality gap at which each search ends.
         time_limit: seconds for the searches; half of them at most go to that of all outputs. The rest, reading and
             proving, is not limited.

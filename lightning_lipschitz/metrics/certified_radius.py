@@ -20,7 +20,10 @@ class CertifiedRadius(RadiusMetric):
 
     Args:
         reduction: what ``compute()`` returns: "mean", "median", or a number q in [0, 1] for that quantile.
-        lipschitz, scale, logit_error, kwargs: as for :class:`~lightning_lipschitz.CertifiedAccuracy`.
+        lipschitz: as for :class:`~lightning_lipschitz.CertifiedAccuracy`.
+        scale: as for :class:`~lightning_lipschitz.CertifiedAccuracy`.
+        logit_error: as for :class:`~lightning_lipschitz.CertifiedAccuracy`.
+        kwargs: of ``torchmetrics.Metric``.
 
     ``update(logits, target)`` is that of ``CertifiedAccuracy``. ``compute()`` returns a float64 tensor in the units of
     ``scale``. A quantile is the largest radius that at least a share 1 - q of the inputs reach, one of the radii and
