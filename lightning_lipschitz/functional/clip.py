@@ -110,7 +110,8 @@ def quotients(function: Function, u: Tensor, v: Tensor, *, p_in: float = 2.0, p_
         >>> quotients(lambda x: 3 * x, torch.ones(2, 4), torch.tensor([[1.0] * 4, [0.0] * 4])).tolist()
         [0.0, 3.0]
     """
-    outputs = function(torch.cat([u, v])).flatten(1)
+    outputs = function(torch.cat([u, v]))
+    outputs = outputs.reshape(len(outputs), -1)  # of models with one number a sample, too
     change = torch.linalg.vector_norm(outputs[: len(u)] - outputs[len(u) :], p_out, dim=1)
     slopes: Tensor = change / _distances(u, v, p_in)
     return slopes
