@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, get_args
 
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import MapLike, Method, Settings, Solver
 from lightning_lipschitz.certificate import AnyProof, Certificate, Composition, Status, prove, prove_composition
 from lightning_lipschitz.errors import ArgumentError, CertificateError, SolverError
-from lightning_lipschitz.extraction import Extractor, Input, Output, input_of, submodule
+from lightning_lipschitz.extraction import Extractor, Input, Output, input_of, part, submodule
 from lightning_lipschitz.extraction.structured import RoutedExtractor, StructuredExtractor
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.structured import Graph
@@ -157,22 +157,29 @@ def verify(
 
 def lower_bound(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Any,
     *,
     steps: int = 50,
     pairs: int = 64,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    module: str = "",
+    input: Input = None,
+    output: Output = None,
 ) -> LowerBound:
     """A LOWER bound of the l2 Lipschitz constant: the steepest pair of inputs that a gradient ascent finds.
 
     Args:
         model: any module that :func:`certify` reads; run in eval mode and float64, left as it was.
-        inputs: shape (batch, ...), where the search starts; inputs like those of training show slopes that matter.
+        inputs: shape (batch, ...), where the search starts; inputs like those of training show slopes that matter. Of
+            ``module``, where one is named; a tuple or a mapping of names, where it takes several.
         steps: ascent steps.
         pairs: pairs searched at once.
         seed: of the search's own random numbers; the global generators are not used.
         device: where to compute.
+        module: as in :func:`certify`.
+        input: as in :func:`certify`.
+        output: as in :func:`certify`.
 
     Returns:
         LowerBound(value, u, v): the quotient and the pair that attains it, flattened inputs, float64.
@@ -186,16 +193,18 @@ def lower_bound(
         >>> lower_bound(model, torch.randn(16, 2)).value <= certify(model, torch.randn(16, 2)).upper_bound
         True
     """
-    if not isinstance(inputs, Tensor) or inputs.ndim < 2 or len(inputs) == 0:
+    searched = submodule(model, module)
+    start = part(searched, inputs, input, output)[1] if isinstance(inputs, (Tensor, tuple, Mapping)) else inputs
+    if not isinstance(start, Tensor) or start.ndim < 2 or len(start) == 0:
         raise ArgumentError(
-            "inputs", tuple(getattr(inputs, "shape", ())), "a tensor of at least one input, shape (batch, ...)"
+            "inputs", tuple(getattr(start, "shape", ())), "a tensor of at least one input, shape (batch, ...)"
         )
     for name, value, least in (("steps", steps, 0), ("pairs", pairs, 1)):
         if not isinstance(value, int) or value < least:
             raise ArgumentError(name, value, f"an integer >= {least}")
-    function = RoutedExtractor(model, inputs).function(device)
+    function = RoutedExtractor(searched, inputs, name=module, input=input, output=output).function(device)
     generator = torch.Generator().manual_seed(seed)
-    return steepest_pair(function, inputs.flatten(1).to(device), steps=steps, pairs=pairs, generator=generator)
+    return steepest_pair(function, start.flatten(1).to(device), steps=steps, pairs=pairs, generator=generator)
 
 
 def _proved(network: Network | Graph, proof: AnyProof) -> float | None:

@@ -23,6 +23,6 @@ from lightning_lipschitz.extraction import (  # noqa: F401 - they register the r
     rules_shape,
 )
 from lightning_lipschitz.extraction.extractor import Extractor, extract
-from lightning_lipschitz.extraction.part import Input, Output, input_of, submodule
+from lightning_lipschitz.extraction.part import Input, Output, input_of, part, submodule
 
-__all__ = ["Extractor", "Input", "Output", "extract", "input_of", "submodule"]
+__all__ = ["Extractor", "Input", "Output", "extract", "input_of", "part", "submodule"]

@@ -112,6 +112,23 @@ def test_a_submodule_by_its_name():
         ll.certify([[[1.0]]], module="encoder")
 
 
+def test_the_lower_bound_looks_at_the_same_part():
+    model, example = critic()
+    found = ll.lower_bound(model, example, input="state")
+    assert found.value <= ll.certify(model, example, input="state").upper_bound
+    fixed = example["action"][:1].double()
+    u, v = (model.double()(x[None], fixed).detach() for x in (found.u, found.v))
+    assert float((u - v).norm() / (found.u - found.v).norm()) == pytest.approx(found.value, rel=1e-9)
+    both = ActorCritic()
+    x = torch.randn(8, 4)
+    assert ll.lower_bound(both, x, output="value").value <= ll.certify(both, x, output="value").upper_bound
+    body = ll.lower_bound(both, x, module="encoder.body")
+    assert body.value == ll.lower_bound(both.encoder["body"], x).value
+    assert body.value <= ll.certify(both, x, module="encoder.body").upper_bound
+    with pytest.raises(ExtractionError, match=r"several inputs.*input="):
+        ll.lower_bound(*critic())
+
+
 def test_the_parts_leave_the_model_as_it_was():
     model, example = critic()
     before = {key: value.clone() for key, value in model.state_dict().items()}
