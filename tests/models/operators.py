@@ -1,0 +1,60 @@
+"""Operators and options one by one, beyond those of the small models."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from tests.models.building import of, randomized_norm
+
+# Operators and options one by one, beyond those of CONVOLUTIONS.
+OPERATORS = {
+    "conv3d": (lambda: nn.Conv3d(2, 2, 2, stride=(1, 2, 1), padding=1, dilation=(1, 1, 2), groups=2), (2, 3, 4, 4)),
+    "conv1d_same_reflect": (lambda: nn.Conv1d(1, 2, 3, padding="same", padding_mode="reflect"), (1, 5)),
+    "conv_transpose1d": (lambda: nn.ConvTranspose1d(2, 3, 3, 2, 1, output_padding=1), (2, 4)),
+    "conv_transpose_groups": (lambda: nn.ConvTranspose2d(4, 6, 3, 2, 1, groups=2, dilation=2), (4, 3, 3)),
+    "conv_transpose_cropped": (lambda: nn.ConvTranspose2d(1, 2, (2, 3), padding=(1, 2), bias=False), (1, 4, 5)),
+    "conv_transpose3d": (lambda: nn.ConvTranspose3d(1, 2, 2, (1, 2, 1)), (1, 2, 2, 3)),
+    "avg_pool_ceil": (lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True), (2, 6, 5)),
+    "avg_pool_ceil_unpadded": (lambda: nn.AvgPool2d((2, 3), ceil_mode=True), (2, 5, 4)),
+    "avg_pool_not_counting": (lambda: nn.AvgPool2d(3, 1, 1, ceil_mode=True, count_include_pad=False), (1, 4, 5)),
+    "avg_pool_divisor": (lambda: nn.AvgPool2d(2, divisor_override=3), (1, 4, 5)),
+    "avg_pool_3d": (lambda: nn.AvgPool3d(2, 1, 1, count_include_pad=False), (1, 2, 3, 2)),
+    "adaptive_uneven": (lambda: nn.AdaptiveAvgPool2d((3, 2)), (2, 5, 3)),
+    "adaptive_none": (lambda: nn.AdaptiveAvgPool3d((None, 2, 1)), (1, 2, 3, 2)),
+    "max_pool_overlapping": (lambda: nn.MaxPool2d(3, 1), (2, 4, 5)),
+    "max_pool_padded": (lambda: nn.MaxPool2d(3, 2, 1), (2, 5, 4)),
+    "max_pool_dilated": (lambda: nn.MaxPool2d(2, 1, dilation=2), (1, 5, 4)),
+    "max_pool_ceil": (lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True), (1, 6, 5)),
+    "max_pool_ceil_dropped": (lambda: nn.MaxPool1d(2, 3, 1, ceil_mode=True), (1, 6)),
+    "max_pool_1d": (lambda: nn.MaxPool1d(3), (2, 7)),
+    "adaptive_max_pool": (lambda: nn.AdaptiveMaxPool2d((3, 2)), (1, 5, 4)),
+    "max_with_dim": of(lambda m, x: x.max(2).values + x.min(2)[0], (2, 3)),
+    "amin_amax": of(lambda m, x: x.amax((1, 2), keepdim=True) - x.amin((1, 2), keepdim=True), (2, 3)),
+    "topk": of(lambda m, x: x.topk(2, 1).values),
+    "sort_descending": of(lambda m, x: torch.sort(x, dim=1, descending=True)[0].cumsum(2), (4, 2)),
+    "norm": of(lambda m, x: torch.linalg.vector_norm(x, dim=-1) + x.norm(dim=-1), (2, 3)),
+    "softmax2d": (nn.Softmax2d, (3, 2, 2)),
+    "softmin": (lambda: nn.Softmin(-1), (2, 3)),
+    "log_softmax_of_one": (lambda: nn.LogSoftmax(1), (1,)),
+    "layer_norm_2d": (lambda: nn.Sequential(nn.LayerNorm((2, 3)), nn.Tanh()), (2, 3)),
+    "layer_norm_plain": (lambda: nn.LayerNorm(3, eps=1e-2, elementwise_affine=False), (2, 3)),
+    "group_norm": (lambda: nn.GroupNorm(2, 4, affine=False), (4, 3)),
+    "instance_norm_running": (lambda: nn.InstanceNorm1d(2, track_running_stats=True), (2, 3)),
+    "reflection_pad": (lambda: nn.ReflectionPad2d((1, 0, 2, 1)), (1, 4, 3)),
+    "replication_pad": (lambda: nn.ReplicationPad1d(2), (2, 3)),
+    "zero_pad": (lambda: nn.Sequential(nn.ZeroPad2d(1), nn.Tanh()), (1, 2, 2)),
+    "circular_pad": (lambda: nn.CircularPad2d(1), (1, 3, 2)),
+    "constant_pad_negative": (lambda: nn.ConstantPad1d((-1, 2), 0.5), (2, 4)),
+    "pixel_unshuffle": (lambda: nn.PixelUnshuffle(2), (1, 4, 2)),
+    "nearest": of(lambda m, x: F.interpolate(x, size=(5, 3)), (2, 3, 2)),
+    "nearest_exact": of(lambda m, x: F.interpolate(x, scale_factor=1.7, mode="nearest-exact"), (2, 4)),
+    "nearest_3d": (lambda: nn.Upsample(scale_factor=2), (1, 2, 1, 2)),
+    "bilinear_down": of(lambda m, x: F.interpolate(x, size=(2, 3), mode="bilinear"), (1, 5, 4)),
+    "bilinear_corners": of(lambda m, x: F.interpolate(x, size=(7, 1), mode="bilinear", align_corners=True), (2, 4, 3)),
+    "linear_by_factor": of(lambda m, x: F.interpolate(x, scale_factor=2.3, mode="linear"), (2, 5)),
+    "trilinear": of(lambda m, x: F.interpolate(x, scale_factor=(2, 1.5, 1), mode="trilinear"), (1, 2, 4, 2)),
+    "global_mean_and_max": of(lambda m, x: torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1), (2, 3, 3)),
+    "sync_batch_norm": (lambda: randomized_norm(nn.SyncBatchNorm, 3), (3, 2)),
+}
