@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -149,8 +150,10 @@ def _from_model(path: str | os.PathLike[str], certificate: Certificate, module: 
 def _loaded(path: str | os.PathLike[str], made: Any) -> nn.Module:
     if not (isinstance(made, type) and issubclass(made, nn.Module) and hasattr(made, "load_from_checkpoint")):
         raise ArgumentError("model", made, "the class of a LightningModule")
+    known = inspect.signature(made.load_from_checkpoint).parameters
+    safe = {"weights_only": True} if "weights_only" in known else {}  # since Lightning 2.6
     try:
-        model: nn.Module = made.load_from_checkpoint(path, map_location="cpu")
+        model: nn.Module = made.load_from_checkpoint(path, map_location="cpu", **safe)
     except Exception as error:  # the user's constructor runs here
         told = f"{type(error).__name__}: {error}"
         raise WeightFileError(path, f"`{made.__name__}.load_from_checkpoint` cannot read it. {told}") from error

@@ -165,7 +165,7 @@ def _graph_bounds(certificate: Certificate, graph: Graph) -> tuple[LayerBound, .
     if bounds is None or not isinstance(proof, Composition):
         raise CertificateError("the proof of the bounds along the graph does not hold.")
     norms = dict(zip(claimed(graph), proof.norms.tolist(), strict=True))
-    numbers = sorted({*norms, len(graph.nodes) - 1})
+    numbers = sorted({*norms, *(end for _, end, _ in proof.blocks), len(graph.nodes) - 1})
     return tuple(
         LayerBound(
             name=graph.nodes[number].name or ("output" if number == numbers[-1] else f"node {number}"),
