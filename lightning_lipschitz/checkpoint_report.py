@@ -155,7 +155,7 @@ def _loaded(path: str | os.PathLike[str], made: Any) -> nn.Module:
     try:
         model: nn.Module = made.load_from_checkpoint(path, map_location="cpu", **safe)
     except Exception as error:  # the user's constructor runs here
-        told = f"{type(error).__name__}: {error}"
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise WeightFileError(path, f"`{made.__name__}.load_from_checkpoint` cannot read it. {told}") from error
     return model
 

@@ -29,7 +29,7 @@ class ValidationAccuracy:
     """
 
     def __init__(self, radii: Sequence[float], module: str, keep: bool = False) -> None:
-        self._radii, self._module, self._keep = tuple(radii), module, keep
+        self._radii, self._module, self.keeps = tuple(radii), module, keep
         self._metrics: dict[float, CertifiedAccuracy] = {}
         self._kept: PredictionLog | None = None
         self.predictions: Predictions | None = None
@@ -42,10 +42,10 @@ class ValidationAccuracy:
     def start(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate | None) -> None:
         """Before the batches: the constant of the weights as they are, or None where there is none of them."""
         self._stop()
-        if certificate is not None and (self._radii or self._keep) and self.trouble is None:
+        if certificate is not None and (self._radii or self.keeps) and self.trouble is None:
             self._certified = _fingerprint(deployed(trainer, pl_module))
             self._metrics = {radius: CertifiedAccuracy(radius, certificate) for radius in self._radii}
-            self._kept, self._digest = PredictionLog() if self._keep else None, certificate.network_digest
+            self._kept, self._digest = PredictionLog() if self.keeps else None, certificate.network_digest
             self._active = True
 
     def _stop(self) -> None:

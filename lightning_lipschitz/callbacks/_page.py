@@ -89,12 +89,15 @@ def _with_predictions(subject: Subject, accuracy: ValidationAccuracy, processes:
     if found is not None and found.digest == subject.certificate.network_digest:
         share = f" of one of {processes} processes" if processes > 1 else ""
         return replace(subject, predictions=replace(found, whose=found.whose + share))
-    reason = (
-        "No validation was run and certified with these weights."
-        if accuracy.trouble is None
-        else f"The validation batches are no pairs (x, y) of a classification. {accuracy.trouble}"
-    )
-    return replace(subject, why_not={**subject.why_not, "curve": reason})
+    return replace(subject, why_not={**subject.why_not, "curve": _no_predictions(subject, accuracy)})
+
+
+def _no_predictions(subject: Subject, accuracy: ValidationAccuracy) -> str:
+    if accuracy.trouble is not None:
+        return f"The validation batches are no pairs (x, y) of a classification. {accuracy.trouble}"
+    if not accuracy.keeps:
+        return f"Whether the validation batches hold inputs of `{subject.module}` is said by `certified_radii` only."
+    return "No validation was run and certified with these weights."
 
 
 def _log_figures(trainer: Trainer, content: Content, prefix: str) -> None:

@@ -74,8 +74,8 @@ class LipschitzCallback(Callback):
             validation that was certified. Takes validation batches ``(x, y)`` of inputs of the module, whose output is
             logits, and class numbers; costs one more forward a batch.
         report: file for a page of HTML, written when the fit ends: bounds over training, what each layer costs,
-            certified accuracy (of the same validation batches, at the same cost), the certificate. Its figures go to
-            TensorBoard too. Needs the extra "report".
+            certified accuracy (of the same validation batches, at the same cost; of a submodule with
+            ``certified_radii`` only), the certificate. Its figures go to TensorBoard too. Needs the extra "report".
 
     Attributes:
         history: one dictionary of plain Python values a measurement: ``epoch``, ``global_step``, ``upper_bound``,
@@ -148,7 +148,11 @@ class LipschitzCallback(Callback):
         self._session: Session | None = None
         self._gate: SaveGate | None = None
         self._first_epoch: int | None = None
-        self._accuracy = ValidationAccuracy(self.certified_radii, self.module, keep=self.report is not None)
+        self._accuracy = ValidationAccuracy(self.certified_radii, self.module, keep=self._keeps_predictions())
+
+    def _keeps_predictions(self) -> bool:
+        # What a submodule reads need not be the batch; `certified_radii` says that it is.
+        return self.report is not None and (self.module == "" or len(self.certified_radii) > 0)
 
     # Life of a fit
 
