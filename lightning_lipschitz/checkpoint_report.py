@@ -7,8 +7,8 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ def report_checkpoint(
     model: type[LightningModule] | str | None = None,
     data: Any = None,
     key: str | None = None,
+    module: str | None = None,
     pairs: bool | None = None,
     slopes: tuple[float, float] = (0.0, 1.0),
     time_limit: float | None = 60.0,
@@ -53,6 +54,7 @@ def report_checkpoint(
         data: batches ``(x, y)`` of inputs of the certified module and class numbers; a LightningDataModule with a
             ``val_dataloader``; a function or class that makes one of them; or "package.module:name" of any of these.
         key: of the certificate in the checkpoint; by default "lipschitz", or the first one.
+        module: dotted name of the submodule that the certificate speaks about, for files that do not say it.
         pairs: whether to bound all differences of two outputs, with a search for each; None for one search for all,
             where there are data and it is cheap.
         slopes: (alpha, beta) of the activations, where there is no ``model``.
@@ -71,26 +73,28 @@ def report_checkpoint(
     checkpoint = read_checkpoint(path)
     certificates = certificates_of(checkpoint, path)
     chosen = _chosen(key, certificates)
-    state = _callback_state(checkpoint, certificates[chosen])
+    state = _state(checkpoint, chosen, certificates[chosen])
     if model is None:
         subject = _from_file(path, chosen, slopes, data)
     else:
-        subject = _from_model(path, certificates[chosen], state.get("module", ""), _named("model", model), data)
-    history = state.get("history", ())
-    why_not = subject.why_not if history else {**subject.why_not, "training": _NO_HISTORY}
+        part = state.module if module is None else module
+        subject = _from_model(path, certificates[chosen], part, _named("model", model), data)
+    why_not = subject.why_not if state.history else {**subject.why_not, "training": _NO_HISTORY}
     subject = replace(
         subject,
         key=chosen,
         source=f"Read from {Path(path).name} and proved again",
         checkpoint=Path(path).name,
-        history=history,
+        history=state.history,
         pairs=pairs,
         why_not=why_not,
     )
     return write_page(gather(subject, time_limit=time_limit), output)
 
 
-_NO_HISTORY = "The checkpoint holds no state of the callback, as with save_weights_only=True, and so no history."
+_NO_HISTORY = (
+    "The checkpoint holds no measurements: it was written before the first one, or with save_weights_only=True."
+)
 
 
 def _chosen(key: str | None, certificates: Mapping[str, Certificate]) -> str:
@@ -101,13 +105,37 @@ def _chosen(key: str | None, certificates: Mapping[str, Certificate]) -> str:
     return key
 
 
-def _callback_state(checkpoint: Mapping[str, Any], certificate: Certificate) -> Mapping[str, Any]:
-    """``history`` and ``module`` of the callback whose last bound is the certificate's, if its state is in the file."""
+@dataclass(frozen=True)
+class _State:
+    """Of one callback in a checkpoint: the kind of certificates that it writes, its submodule and its history."""
+
+    kind: str
+    module: str
+    history: Sequence[Mapping[str, Any]]
+
+    def wrote(self, key: str) -> bool:
+        """Whether the certificate may be its own: the first instance of a kind has the plain key."""
+        return self.kind == key or f"{self.kind}/{self.module}" == key
+
+
+def _states(checkpoint: Mapping[str, Any]) -> Iterator[_State]:
     for name, state in checkpoint.get("callbacks", {}).items():
-        history = state.get("history") if isinstance(state, Mapping) else None
-        if history and history[-1].get("upper_bound") == certificate.upper_bound:
-            return {"history": history, "module": _module_of(name)}
-    return {}
+        if isinstance(state, Mapping) and isinstance(state.get("history"), list):
+            yield _State(_KINDS.get(name.partition("{")[0], ""), _module_of(name), state["history"])
+
+
+def _state(checkpoint: Mapping[str, Any], key: str, certificate: Certificate) -> _State:
+    """Of the callback that wrote the certificate: whose last bound it is, or the only one of its kind."""
+    states = list(_states(checkpoint))
+    last = [
+        state for state in states if state.history and state.history[-1].get("upper_bound") == certificate.upper_bound
+    ]
+    kind = [state for state in states if state.wrote(key)]
+    found = [state for state in last if state in kind] or last or (kind if len(kind) == 1 else [])
+    return found[0] if found else _State("", key.partition("/")[2], ())
+
+
+_KINDS = {"LipschitzCallback": "lipschitz", "LipschitzADMM": "admm", "LipschitzBarrier": "barrier"}
 
 
 def _module_of(state_key: str) -> str:

@@ -69,6 +69,7 @@ def _add_report(commands: Any) -> None:
     command.add_argument("--model", metavar="PACKAGE.MODULE:CLASS", help="the LightningModule, loaded from CKPT")
     command.add_argument("--data", metavar="PACKAGE.MODULE:NAME", help="what makes batches (x, y), or a datamodule")
     command.add_argument("--key", help="of the certificate, where there are several: lipschitz, admm, barrier, ...")
+    command.add_argument("--module", help="the submodule that is certified, where the file does not say it")
     command.add_argument("--pairs", action="store_true", default=None, help="bound all differences of two outputs")
     command.add_argument("--slopes", nargs=2, type=float, default=(0.0, 1.0), metavar=("ALPHA", "BETA"))
     command.add_argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help="for its own searches")
@@ -130,6 +131,7 @@ def _report(options: argparse.Namespace) -> None:
         model=options.model,
         data=options.data,
         key=options.key,
+        module=options.module,
         pairs=options.pairs,
         slopes=tuple(options.slopes),
         time_limit=options.time_limit,

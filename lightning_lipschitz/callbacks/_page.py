@@ -51,10 +51,13 @@ def check_siblings(mine: Any, trainer: Trainer) -> None:
     Raises:
         MisconfigurationException: they would.
     """
+    if mine.report is None:
+        return
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    others = [each.report for each in callbacks if isinstance(each, type(mine)) and each is not mine]
-    if mine.report is not None:
-        require(mine.report not in others, type(mine).__name__, "report", mine.report, "another file for each instance")
+    siblings = [each for each in callbacks if isinstance(each, type(mine)) and each is not mine]
+    taken = [Path(each.report).absolute() for each in siblings if each.report is not None]
+    free = Path(mine.report).absolute() not in taken
+    require(free, type(mine).__name__, "report", mine.report, "another file for each instance")
 
 
 def write_report(

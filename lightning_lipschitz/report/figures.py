@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _DPI = 160
 _WIDTH = 8.5  # inches
+_THICK = 2.6  # of a bound, to be seen under the slope found where the two meet
 _NAMED = 24  # layers whose names fit under an axis
 _LETTERS = 30  # of names that fit side by side
 
@@ -80,9 +81,9 @@ def draw_training(history: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
     axes = np.atleast_1d(figure.subplots(rows, 1, sharex=True, height_ratios=[2.4] + [1.0] * (rows - 1)))
     steps, label = _abscissa(history)
     bounds, below = _column(history, "upper_bound"), _column(history, "lower_bound")
-    axes[0].plot(steps, bounds, color=theme.upper, marker=".", label="certified upper bound")
+    axes[0].plot(steps, bounds, color=theme.upper, lw=_THICK, marker="o", ms=4, label="certified upper bound")
     if sampled:
-        axes[0].plot(steps, below, color=theme.lower, marker=".", label="steepest pair found (lower bound)")
+        axes[0].plot(steps, below, color=theme.lower, lw=1.1, marker=".", label="steepest pair found (lower bound)")
         axes[0].fill_between(steps, below, bounds, color=theme.upper, alpha=0.14, lw=0, label="the constant is in here")
         axes[1].plot(steps, bounds / below, color=theme.ink, marker=".")
         axes[1].set(ylabel="upper / lower", ylim=(1.0, None))
@@ -104,13 +105,13 @@ def draw_layers(layers: Sequence[LayerBound], theme: Theme) -> Figure:
     left, *right = figure.subplots(1, 2, width_ratios=(3, 2)) if chain else [figure.subplots()]
     places = np.arange(float(len(layers)))
     lines = (
-        (_of(layers, "product"), theme.norms, "product of norms (certified)"),
-        (_of(layers, "bound"), theme.upper, "the method of the bound (certified)"),
-        (_of(layers, "lower"), theme.lower, "steepest pair found"),
+        (_of(layers, "product"), theme.norms, 1.5, "product of norms (certified)"),
+        (_of(layers, "bound"), theme.upper, _THICK, "the method of the bound (certified)"),
+        (_of(layers, "lower"), theme.lower, 1.1, "steepest pair found"),
     )
-    for values, color, label in lines:
+    for values, color, width, label in lines:
         if np.isfinite(values).any():
-            left.plot(places, values, color=color, marker=".", label=label)
+            left.plot(places, values, color=color, lw=width, marker=".", label=label)
     _scale(left, np.concatenate([values for values, *_ in lines]))
     left.set(ylabel="constant, input to here (l2)")
     for axes in right:

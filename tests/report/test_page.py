@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lightning_lipschitz as ll
+from lightning_lipschitz.callbacks import stamped_certificates
 from lightning_lipschitz.checkpoint_report import report_checkpoint
 from lightning_lipschitz.cli import main
 from lightning_lipschitz.demo.data import load_digits
@@ -22,6 +25,8 @@ from lightning_lipschitz.demo.model import Classifier
 from lightning_lipschitz.errors import ArgumentError, CertificateError, MissingExtraError, WeightFileError
 from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.report import Subject, gather, numbers, write_page
+from tests.modules import Classifier as Tiny
+from tests.modules import Pair, loader
 from tests.report.page import Page, check
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +129,45 @@ def test_without_the_state_of_the_callback(digits, tmp_path):
     path = change(digits, tmp_path, lambda checkpoint: checkpoint.pop("callbacks"))
     page = Page(report_checkpoint(path, tmp_path / "r.html"))
     check(page, without=("training", "curve", "pairs"))
-    assert "no history" in page.text["training"]
+    assert "no measurements" in page.text["training"]
+
+
+KINDS = {"admm": lambda: ll.LipschitzADMM(20.0), "barrier": lambda: ll.LipschitzBarrier(20.0)}
+
+
+def fitted(folder, model, *callbacks, **saving):
+    saver = ModelCheckpoint(dirpath=folder, save_top_k=-1, filename="{step}", **saving)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    Trainer(max_epochs=3, accelerator="cpu", callbacks=[*callbacks, saver], **quiet).fit(model, loader(), loader(8))
+    return sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+
+
+@pytest.mark.parametrize("key", KINDS)
+def test_callbacks_that_hold_a_bound(key, tmp_path):
+    """Their file is certified anew when it is written, in the middle of an epoch too: no line of the history has it."""
+    path = fitted(tmp_path, Tiny(), KINDS[key](), every_n_train_steps=3)[-2]
+    bound = stamped_certificates(torch.load(path, weights_only=True))[key].upper_bound
+    page = Page(report_checkpoint(path, tmp_path / "r.html"))
+    check(page, without=("curve", "pairs"))
+    assert repr(bound) in page.text["certificate"]
+
+
+def test_submodules(tmp_path):
+    callbacks = [ll.LipschitzCallback(module=name) for name in ("encoder", "net")]
+    path = fitted(tmp_path, Pair(), *callbacks)[-1]
+    for callback, key in zip(callbacks, ("lipschitz", "lipschitz/net"), strict=True):
+        page = Page(report_checkpoint(path, tmp_path / "r.html", key=key, model=Pair, data=loader))
+        assert callback.module in page.text["headline"]
+        assert callback.certificate.network_digest in page.text["headline"]
+        assert numbers.upper(callback.history[0]["upper_bound"]) in page.text["training"]
+
+
+def test_the_submodule_of_a_file_that_does_not_say_it(tmp_path):
+    path = fitted(tmp_path, Pair(), ll.LipschitzCallback(module="encoder"), save_weights_only=True)[-1]
+    with pytest.raises(CertificateError, match="another network"):
+        report_checkpoint(path, tmp_path / "r.html", model=Pair, data=loader)
+    output = report_checkpoint(path, tmp_path / "r.html", model=Pair, data=loader, module="encoder")
+    assert "encoder" in Page(output).text["headline"]
 
 
 def smaller_claim(checkpoint):
