@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -70,6 +71,8 @@ def report_checkpoint(
         MissingExtraError: jinja2 or matplotlib is not installed.
     """
     require_libraries()
+    if time_limit is not None and not 0 < time_limit < math.inf:
+        raise ArgumentError("time_limit", time_limit, "a number of seconds > 0, or None")
     checkpoint = read_checkpoint(path)
     certificates = certificates_of(checkpoint, path)
     chosen = _chosen(key, certificates)

@@ -20,6 +20,12 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.filterwarnings(message))
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """A page without pictures, for tests of its words: drawing takes most of the time."""
+    monkeypatch.setattr("lightning_lipschitz.report.page.draw_all", lambda *_: ())
+
+
 @dataclass
 class Run:
     folder: Path

@@ -152,6 +152,7 @@ def test_callbacks_that_hold_a_bound(key, tmp_path):
     assert repr(bound) in page.text["certificate"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_submodules(tmp_path):
     callbacks = [ll.LipschitzCallback(module=name) for name in ("encoder", "net")]
     path = fitted(tmp_path, Pair(), *callbacks)[-1]
@@ -162,6 +163,7 @@ def test_submodules(tmp_path):
         assert numbers.upper(callback.history[0]["upper_bound"]) in page.text["training"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_submodule_of_a_file_that_does_not_say_it(tmp_path):
     path = fitted(tmp_path, Pair(), ll.LipschitzCallback(module="encoder"), save_weights_only=True)[-1]
     with pytest.raises(CertificateError, match="another network"):
@@ -194,6 +196,7 @@ NOT_A_MODULE = [
     ({"model": Classifier, "data": [1, 2]}, ArgumentError, "batches .x, y."),
     ({"model": Classifier, "data": []}, ArgumentError, "batches .x, y."),
     ({"model": Classifier, "data": lambda: 3}, ArgumentError, "`data` must be batches"),
+    ({"time_limit": -1.0}, ArgumentError, "`time_limit` must be a number of seconds > 0"),
     ({"key": "admm"}, ArgumentError, "`key` must be one of 'lipschitz'"),
 ]
 
@@ -264,6 +267,7 @@ def test_the_mode_of_the_file_is_the_users(tmp_path):
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_models_that_are_no_chain_get_the_commands_for_a_module(tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4), torch.nn.Tanh())
     extraction = Extractor(model, torch.zeros(1, 3)).extract()
