@@ -28,14 +28,18 @@ class Proved:
         key: where in the checkpoint it stands, such as "lipschitz" or "admm".
         module: dotted name of the submodule whose matrices it speaks about, "" for all of them.
         certificate: the certificate.
+        network: that it was proved of.
     """
 
     key: str
     module: str
     certificate: Certificate
+    network: Network
 
 
-def prove_checkpoint(path: str | os.PathLike[str], slopes: tuple[float, float] = (0.0, 1.0)) -> list[Proved]:
+def prove_checkpoint(
+    path: str | os.PathLike[str], slopes: tuple[float, float] = (0.0, 1.0), key: str | None = None
+) -> list[Proved]:
     """Prove every certificate in a checkpoint of the weight matrices beside it.
 
     For chains of linear layers: the matrices of the state dict, or of one of its submodules, in their order. Other
@@ -44,21 +48,33 @@ def prove_checkpoint(path: str | os.PathLike[str], slopes: tuple[float, float] =
     Args:
         path: of a Lightning checkpoint; nothing is unpickled but tensors and plain values.
         slopes: (alpha, beta) of the activations.
+        key: of the only one to prove.
 
     Raises:
         FileNotFoundError: there is no such file.
         WeightFileError: it is not a checkpoint.
         CertificateError: it holds no certificate, or one that is not of its matrices or does not hold.
     """
-    checkpoint = _read(path)
+    checkpoint = read_checkpoint(path)
+    certificates = certificates_of(checkpoint, path)
+    networks = dict(_networks(checkpoint["state_dict"], slopes))
+    return [_prove(found, certificate, networks) for found, certificate in certificates.items() if key in (None, found)]
+
+
+def certificates_of(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Certificate]:
+    """Those stamped on it, by their keys; at least one.
+
+    Raises:
+        CertificateError: there is none.
+    """
     certificates = stamped_certificates(checkpoint)
     if not certificates:
         raise CertificateError(f"{os.fspath(path)} holds no certificate; it was written without one of the callbacks.")
-    networks = dict(_networks(checkpoint["state_dict"], slopes))
-    return [_prove(key, certificate, networks) for key, certificate in certificates.items()]
+    return certificates
 
 
-def _read(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+def read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """The content of a Lightning checkpoint, on the CPU. Raises as :func:`prove_checkpoint`."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -86,7 +102,7 @@ def _prove(key: str, certificate: Certificate, networks: Mapping[str, Network]) 
     for module, network in networks.items():
         if network.digest == certificate.network_digest:
             api.verify(certificate, network)
-            return Proved(key, module, certificate)
+            return Proved(key, module, certificate, network)
     raise CertificateError(
         f"the certificate under `{key}` is not of the matrices in this file with these slopes. If the model is no chain"
         " of linear layers, call `lightning_lipschitz.verify` with the module."

@@ -1,4 +1,4 @@
-"""Command line: ``lightning-lipschitz demo``, ``certify WEIGHTS`` and ``verify CERTIFICATE WEIGHTS``."""
+"""Command line: ``lightning-lipschitz demo``, ``certify WEIGHTS``, ``verify CERTIFICATE WEIGHTS``, ``report CKPT``."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_certify(commands)
     _add_verify(commands)
+    _add_report(commands)
     _add_demo(commands)
     return parser
 
@@ -59,6 +60,20 @@ def _add_verify(commands: Any) -> None:
     command.add_argument("weights", metavar="WEIGHTS", nargs="?", help="by default, those of the checkpoint")
     command.add_argument("--slopes", nargs=2, type=float, default=(0.0, 1.0), metavar=("ALPHA", "BETA"))
     command.set_defaults(run=_verify)
+
+
+def _add_report(commands: Any) -> None:
+    command = commands.add_parser("report", help="write a page about a checkpoint and the certificate in it")
+    command.add_argument("checkpoint", metavar="CKPT", help="written under one of the callbacks")
+    command.add_argument("--output", default="report.html", metavar="FILE")
+    command.add_argument("--model", metavar="PACKAGE.MODULE:CLASS", help="the LightningModule, loaded from CKPT")
+    command.add_argument("--data", metavar="PACKAGE.MODULE:NAME", help="what makes batches (x, y), or a datamodule")
+    command.add_argument("--key", help="of the certificate, where there are several: lipschitz, admm, barrier, ...")
+    command.add_argument("--module", help="the submodule that is certified, where the file does not say it")
+    command.add_argument("--pairs", action="store_true", default=None, help="bound all differences of two outputs")
+    command.add_argument("--slopes", nargs=2, type=float, default=(0.0, 1.0), metavar=("ALPHA", "BETA"))
+    command.add_argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help="for its own searches")
+    command.set_defaults(run=_report)
 
 
 def _add_demo(commands: Any) -> None:
@@ -105,6 +120,23 @@ def _verify_checkpoint(options: argparse.Namespace) -> None:
         what = f"`{found.module}`" if found.module else "the model"
         bound = found.certificate.upper_bound
         sys.stdout.write(f"{found.key}: proved: {bound!r} is an upper bound of the Lipschitz constant of {what}\n")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from lightning_lipschitz.checkpoint_report import report_checkpoint
+
+    written = report_checkpoint(
+        options.checkpoint,
+        options.output,
+        model=options.model,
+        data=options.data,
+        key=options.key,
+        module=options.module,
+        pairs=options.pairs,
+        slopes=tuple(options.slopes),
+        time_limit=options.time_limit,
+    )
+    sys.stdout.write(f"{written}\n")
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -19,10 +19,11 @@ LEVELS = [
     {"bounds", "extraction", "_lightning", "weight_files"},
     {"api"},
     {"pairwise"},
-    {"projection", "metrics"},
+    {"projection", "metrics", "report"},
     {"callbacks"},
     {"mixins"},
     {"demo", "checkpoint_files"},
+    {"checkpoint_report"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -43,6 +43,7 @@ trainer:
         max_lipschitz: 1000.0
         prog_bar: false
         certified_radii: [0.5]
+        report: null
 """
 QUIET = [
     "--trainer.accelerator=cpu",

@@ -11,7 +11,9 @@ from lightning_lipschitz._lightning import LightningModule, Trainer, isolate_rng
 from lightning_lipschitz.callbacks._target import deployed, find_target, uncompiled
 from lightning_lipschitz.certificate import Certificate
 from lightning_lipschitz.extraction.undisturbed import undisturbed
+from lightning_lipschitz.functional.robustness import margins
 from lightning_lipschitz.metrics import CertifiedAccuracy
+from lightning_lipschitz.report import PredictionLog, Predictions
 
 
 class ValidationAccuracy:
@@ -23,40 +25,58 @@ class ValidationAccuracy:
     Args:
         radii: l2 distances in the units of the module's input.
         module: the callback's.
+        keep: whether to keep the predictions of the last run, those of this process, for a report.
     """
 
-    def __init__(self, radii: Sequence[float], module: str) -> None:
-        self._radii, self._module = tuple(radii), module
+    def __init__(self, radii: Sequence[float], module: str, keep: bool = False) -> None:
+        self._radii, self._module, self.keeps = tuple(radii), module, keep
         self._metrics: dict[float, CertifiedAccuracy] = {}
-        self._trouble = False
+        self._kept: PredictionLog | None = None
+        self.predictions: Predictions | None = None
+        self.trouble: str | None = None
+        self._active = False
         self._certified: list[float] = []
+        self._digest = ""
         self._target: nn.Module | None = None
 
     def start(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate | None) -> None:
         """Before the batches: the constant of the weights as they are, or None where there is none of them."""
-        self._metrics, self._target = {}, None
-        if certificate is not None and self._radii and not self._trouble:
+        self._stop()
+        if certificate is not None and (self._radii or self.keeps) and self.trouble is None:
             self._certified = _fingerprint(deployed(trainer, pl_module))
             self._metrics = {radius: CertifiedAccuracy(radius, certificate) for radius in self._radii}
+            self._kept, self._digest = PredictionLog() if self.keeps else None, certificate.network_digest
+            self._active = True
+
+    def _stop(self) -> None:
+        self._metrics, self._target, self._kept, self._active = {}, None, None, False
 
     def see(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """A batch ``(x, y)``. What cannot be read that way is warned of, once, and counted as nothing."""
-        if not self._metrics:
+        if not self._active:
             return
         try:
             x, y = _pair(batch)
             if self._target is None:
                 self._target = uncompiled(find_target(self._root(trainer, pl_module), self._module))
-            logits = _logits(self._target, x)
+            logits = predict(self._target, x)
             for metric in self._metrics.values():
                 metric.update(logits, y)
+            if self._kept is not None:
+                margins(logits, y)  # raises where this is no classification, now and not when the fit is over
+                self._kept.add(logits, y)
         except Exception as error:  # a training run is worth more than a metric
-            self._metrics, self._trouble = {}, True
-            rank_zero_warn(
-                "`LipschitzCallback(certified_radii=...)` logs no certified accuracy in this fit. It takes validation"
-                " batches `(x, y)`, where the certified module maps x to logits, shape (batch, classes), and y holds"
-                f" class numbers, shape (batch,). {type(error).__name__}: {error}"
-            )
+            self._stop()
+            self.trouble = f"{type(error).__name__}: {error}"
+            if self._radii:
+                self._warn()
+
+    def _warn(self) -> None:
+        rank_zero_warn(
+            "`LipschitzCallback(certified_radii=...)` logs no certified accuracy in this fit. It takes validation"
+            " batches `(x, y)`, where the certified module maps x to logits, shape (batch, classes), and y holds"
+            f" class numbers, shape (batch,). {self.trouble}"
+        )
 
     def _root(self, trainer: Trainer, pl_module: LightningModule) -> nn.Module:
         """The model that holds the certified weights: averages are swapped into the live model while it validates."""
@@ -79,7 +99,9 @@ class ValidationAccuracy:
                     add_dataloader_idx=False,
                     batch_size=total,
                 )
-        self._metrics, self._target = {}, None
+        if self._kept is not None:
+            self.predictions = self._kept.predictions("validation inputs", self._digest)
+        self._stop()
 
 
 def _fingerprint(root: nn.Module) -> list[float]:
@@ -94,7 +116,12 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     raise TypeError(f"a batch is a {type(batch).__name__}.")
 
 
-def _logits(module: nn.Module, x: Tensor) -> Tensor:
+def predict(module: nn.Module, x: Tensor) -> Tensor:
+    """Logits in evaluation mode, of the module's own precision; user code does not notice.
+
+    Raises:
+        TypeError: the output is no tensor of shape (batch,) or (batch, classes).
+    """
     with isolate_rng(include_cuda=x.is_cuda), undisturbed(module):
         parameter = next((p for p in module.parameters() if p.is_floating_point()), x)
         logits = module(x.to(parameter.dtype) if x.is_floating_point() else x)

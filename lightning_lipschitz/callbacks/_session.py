@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, Trainer, isolate_rng
 from lightning_lipschitz.callbacks._measure import Measurement, Settings, measure
@@ -14,6 +15,8 @@ from lightning_lipschitz.callbacks._ranks import Failure, Ranks
 from lightning_lipschitz.callbacks._target import averaged_model, deployed, refuse_sharded
 from lightning_lipschitz.callbacks._watch import Watched
 from lightning_lipschitz.certificate import Certificate
+from lightning_lipschitz.extraction.result import Extraction
+from lightning_lipschitz.report import Subject
 
 T = TypeVar("T")
 
@@ -129,6 +132,18 @@ class Session:
             return True
         digest = self._once(lambda: watched.network(deployed(trainer, pl_module)).digest)
         return digest == certificate.network_digest
+
+    def subject(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate) -> Subject:
+        """What a report can say of the weights as they are now. No other rank is needed."""
+        watched = self._watched
+        if watched is None:
+            raise RuntimeError("reported before it was started")
+        with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+            extraction: Any = watched.reader(deployed(trainer, pl_module)).extract()
+        inputs = watched.flat_inputs if isinstance(watched.inputs.example, Tensor) else None
+        explicit = extraction if isinstance(extraction, Extraction) else None
+        model = type(pl_module).__name__
+        return Subject(certificate, extraction.network, model=model, extraction=explicit, inputs=inputs)
 
     def _once(self, work: Callable[[], T]) -> T | Failure:
         """On rank 0, and with the global random streams as they were before."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException
 from lightning_lipschitz.bounds.lower import steepest_pair
@@ -80,12 +80,17 @@ class Watched:
 
     def lower_bound(self, root: nn.Module) -> float:
         """A sampled lower bound, from the last inputs seen; with random numbers of its own."""
-        inputs = self.inputs.example.flatten(1).cpu()
         generator = torch.Generator().manual_seed(0)
         function = self.reader(root).function("cpu")
         return steepest_pair(
-            function, inputs, steps=_ASCENT_STEPS, pairs=_PAIRS, sampled=_SAMPLED, generator=generator
+            function, self.flat_inputs, steps=_ASCENT_STEPS, pairs=_PAIRS, sampled=_SAMPLED, generator=generator
         ).value
+
+    @property
+    def flat_inputs(self) -> Tensor:
+        """The last inputs seen, shape (batch, input_size), on the CPU."""
+        flat: Tensor = self.inputs.example.flatten(1).cpu()
+        return flat
 
     def reader(self, root: nn.Module) -> Extractor:
         """What reads the submodule inside ``root``; an example input must have been seen."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning_lipschitz._lightning import Callback, LightningModule, Trainer
@@ -18,6 +19,7 @@ from lightning_lipschitz.callbacks._arguments import (
     require_radii,
 )
 from lightning_lipschitz.callbacks._measure import Record, Settings
+from lightning_lipschitz.callbacks._page import Options, check_path, check_siblings, write_report
 from lightning_lipschitz.callbacks._report import Report
 from lightning_lipschitz.callbacks._session import Session
 from lightning_lipschitz.callbacks._stamp import SaveGate, from_plain, to_plain
@@ -71,6 +73,9 @@ class LipschitzCallback(Callback):
         certified_radii: l2 distances, in the units of the module's input, at which to log certified accuracy after each
             validation that was certified. Takes validation batches ``(x, y)`` of inputs of the module, whose output is
             logits, and class numbers; costs one more forward a batch.
+        report: file for a page of HTML, written when the fit ends: bounds over training, what each layer costs,
+            certified accuracy (of the same validation batches, at the same cost; of a submodule with
+            ``certified_radii`` only), the certificate. Its figures go to TensorBoard too. Needs the extra "report".
 
     Attributes:
         history: one dictionary of plain Python values a measurement: ``epoch``, ``global_step``, ``upper_bound``,
@@ -107,6 +112,7 @@ class LipschitzCallback(Callback):
         max_lipschitz: float | None = None,
         prog_bar: bool = True,
         certified_radii: Sequence[float] = (),
+        report: str | Path | None = None,
     ) -> None:
         super().__init__()
         owner = type(self).__name__
@@ -120,6 +126,7 @@ class LipschitzCallback(Callback):
         require_positive(owner, "max_lipschitz", max_lipschitz, optional=True)
         require_flag(owner, "prog_bar", prog_bar)
         require_radii(owner, "certified_radii", certified_radii)
+        check_path(owner, report)
         self.every_n_epochs = every_n_epochs
         self.module = module
         self.method = method
@@ -130,6 +137,7 @@ class LipschitzCallback(Callback):
         self.max_lipschitz = max_lipschitz
         self.prog_bar = prog_bar
         self.certified_radii = certified_radii
+        self.report = report
         self.history: list[dict[str, Any]] = []
         self._forget()
 
@@ -140,7 +148,11 @@ class LipschitzCallback(Callback):
         self._session: Session | None = None
         self._gate: SaveGate | None = None
         self._first_epoch: int | None = None
-        self._accuracy = ValidationAccuracy(self.certified_radii, self.module)
+        self._accuracy = ValidationAccuracy(self.certified_radii, self.module, keep=self._keeps_predictions())
+
+    def _keeps_predictions(self) -> bool:
+        # What a submodule reads need not be the batch; `certified_radii` says that it is.
+        return self.report is not None and (self.module == "" or len(self.certified_radii) > 0)
 
     # Life of a fit
 
@@ -148,6 +160,7 @@ class LipschitzCallback(Callback):
         if stage != "fit":
             return
         self._forget()
+        check_siblings(self, trainer)
         prefix = labels.check(self, trainer)
         self._report = Report(prefix, self.prog_bar, self.max_lipschitz)
         settings = Settings(self.method, self.solver, self.rtol, self.time_limit, self.lower_bound)
@@ -204,10 +217,14 @@ class LipschitzCallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Weights may have changed since, as StochasticWeightAveraging changes them when training ends.
-        if self._session is None or self.certificate is None:
+        session = self._session
+        if session is None:
             return
-        if not self._session.is_of(self.certificate, trainer, pl_module):
-            self._report.write(trainer, self._measure(self._session, trainer, pl_module))
+        if self.certificate is not None and not session.is_of(self.certificate, trainer, pl_module):
+            self._report.write(trainer, self._measure(session, trainer, pl_module))
+        if self.report is not None:
+            options = Options(self.report, self._report.prefix, self.module, self.history)
+            write_report(trainer, pl_module, session, self.certificate, self._accuracy, options)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # The gate stays: ModelCheckpoint may save after this.

@@ -40,6 +40,12 @@ def prove_composition(graph: Graph, proof: Composition, margin: float = 1.0) -> 
         proof: norms of the linear nodes, infinite where none is claimed, and proofs of parts.
         margin: factor on the allowance for rounding, at least 1.
     """
+    bounds = prove_nodes(graph, proof, margin)
+    return None if bounds is None else bounds[-1]
+
+
+def prove_nodes(graph: Graph, proof: Composition, margin: float = 1.0) -> tuple[float, ...] | None:
+    """The same of the maps from the input to every node, infinite where nothing is proved of one."""
     numbers = claimed(graph)
     if proof.norms.shape != (len(numbers),):
         return None
@@ -53,7 +59,7 @@ def prove_composition(graph: Graph, proof: Composition, margin: float = 1.0) -> 
         if bound is None or not np.isfinite(bound):
             return None
         blocks.setdefault(end, []).append((start, Fraction(bound)))
-    return propagate(graph, norms, blocks)[-1]
+    return propagate(graph, norms, blocks)
 
 
 def _part_bound(graph: Graph, start: int, end: int, part: Proof | Channels, margin: float) -> float | None:

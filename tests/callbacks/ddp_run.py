@@ -107,7 +107,8 @@ def main(strategy, folder, scenario):
     start_method = {"ddp": "popen", "ddp_fork": "fork", "ddp_spawn": "spawn"}[strategy]
     timeout = timedelta(seconds=timeout)
     solve = counting(folder)
-    callback = LipschitzCallback(method="closed-form")
+    report = folder / "report.html" if scenario == "plain" else None
+    callback = LipschitzCallback(method="closed-form", report=report)
     saver = ModelCheckpoint(dirpath=folder, monitor=KEY, save_top_k=-1, filename="{step}")
     trainer = Trainer(
         strategy=DDPStrategy(start_method=start_method, timeout=timeout, process_group_backend="gloo"),

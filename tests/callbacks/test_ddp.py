@@ -64,6 +64,12 @@ def test_ranks_agree_and_files_are_right(scenario, make, forked):
     assert set(ok) == {scenario != "raising"}
 
 
+def test_rank_0_writes_the_report(forked):
+    folder, done = forked
+    page = (folder / "plain" / "report.html").read_text()
+    assert "8 validation inputs of one of 2 processes" in page, done.stderr
+
+
 def test_solve_that_takes_longer_than_the_process_group_waits(forked):
     folder, done = forked
     assert (folder / "slow" / "main.json").exists(), done.stderr
