@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from digits import Digits, loaders  # the project that the checkpoint is of
+from digits import Digits, loaders, up  # the project that the checkpoint is of
 from torch.utils.data import DataLoader
 
 import lightning_lipschitz as ll
@@ -39,7 +39,7 @@ def report(name: str, model: Digits, test: DataLoader, certificate: ll.Certifica
         accuracy.update(logits, y)
         certified.update(logits, y)
     shares = f"{accuracy.compute():.1%} right, {certified.compute():.1%} right within {RADIUS:g}"
-    print(f"{name:9}  L <= {certificate.upper_bound:6.2f}  {shares}")
+    print(f"{name:9}  L <= {up(certificate.upper_bound)}  {shares}")
 
 
 def main(checkpoint: Path | None, folder: Path, epochs: int = 15) -> Path:

@@ -11,7 +11,7 @@ import argparse
 
 import pytorch_lightning as pl
 import torch
-from digits import Digits, loaders
+from digits import Digits, loaders, up
 from torch import Tensor, nn
 
 import lightning_lipschitz as ll
@@ -55,14 +55,14 @@ def main(epochs: int = 5) -> dict[str, ll.Certificate]:
     )
     trainer.fit(model, train, test)
     for part in parts:
-        print(f"{part.module:13} L <= {part.certificate.upper_bound:7.3f}")
+        print(f"{part.module:13} L <= {up(part.certificate.upper_bound):>6}")
 
     # Batch norm is the affine map that it is in eval mode: the bound is that of the model as it predicts.
     x, _ = next(iter(test))
     certificates = {method: ll.certify(model, x, method=method) for method in METHODS}
     for method, certificate in certificates.items():
-        print(f"{method:13} L <= {certificate.upper_bound:7.3f}  ({certificate.seconds:.1f} s)")
-    print(f"{'steepest pair':13} L >= {ll.lower_bound(model, x).value:7.3f}")
+        print(f"{method:13} L <= {up(certificate.upper_bound):>6}  ({certificate.seconds:.1f} s)")
+    print(f"{'steepest pair':13} L >= {ll.lower_bound(model, x).value:6.2f}")
     print(f"{trainer.callback_metrics['val_accuracy']:.1%} of the test images are classified right")
     return certificates
 

@@ -44,10 +44,10 @@ def test_digits(load, capsys):
     model, certificate = load("digits").main(epochs=3)
     assert ll.verify(certificate, model, torch.zeros(2, 64)) == certificate.upper_bound
     printed = capsys.readouterr().out
-    bounds = re.findall(r"epoch +\d+ +([\d.]+) <= Lipschitz constant <= +([\d.]+)", printed)
+    bounds = re.findall(r"epoch +\d+: the certified bound is ([\d.]+), the steepest pair found ([\d.]+)", printed)
     assert len(bounds) == 3
-    assert all(0 < float(lower) <= float(upper) for lower, upper in bounds)
-    assert bounds[-1][1] == f"{certificate.upper_bound:.2f}"
+    assert all(0 < float(lower) <= float(upper) for upper, lower in bounds)
+    assert certificate.upper_bound <= float(bounds[-1][0]) < certificate.upper_bound + 0.01
     one, pairs, plain = percentages(printed)[-3:]
     assert 0 < one < pairs < plain  # proved by one constant, by a constant for each pair, and not proved
     assert plain > 80
@@ -60,7 +60,7 @@ def test_checkpoint(load, capsys, tmp_path):
     printed = capsys.readouterr().out
     assert f"proved again from disk: {certificate.upper_bound!r}" in printed
     bounds = [float(bound) for bound in re.findall(r"L <= +([\d.]+)", printed)]
-    assert bounds[0] == pytest.approx(certificate.upper_bound, abs=0.005)
+    assert certificate.upper_bound <= bounds[0] < certificate.upper_bound + 0.01
     assert bounds[1] <= bounds[0] / 2 + 0.01
     right, certified, *_ = percentages(printed)[-4:]
     assert 0 < certified < right
