@@ -19,12 +19,13 @@ Curves = Mapping[str, Mapping[str, Sequence[float]]]
 
 def plot(series: Series, curves: Curves, radii: Sequence[float], data: str, path: Path) -> None:
     """Left: bounds over LipSDP-Neuron's. Right: what is certified of each training, and what an attack leaves."""
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    figure = Figure(figsize=(13, 5), layout="constrained")
     width, depth, radius = figure.subplots(1, 3)
     for axes, (name, points) in zip((width, depth), series.items(), strict=True):
         _draw_ratios(axes, points, AXES[name])
     width.set_ylabel("bound / LipSDP-Neuron")
-    width.legend(fontsize="small", ncols=2, loc="upper left")
+    width.set(yscale="linear", ylim=(0, None))
+    depth.legend(fontsize="small", loc="lower left")
     _draw_robustness(radius, curves, radii)
     radius.set(xlabel="l2 distance", ylabel=f"{data}: test images right within it (%)", ylim=(0, 100))
     figure.savefig(path, dpi=120)
@@ -49,4 +50,4 @@ def _draw_robustness(axes, curves: Curves, radii: Sequence[float]) -> None:
     axes.plot([], [], color="0.4", linestyle="-", label="certified")
     axes.plot([], [], color="0.4", linestyle=":", label="left by projected gradient")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", loc="lower left")
+    axes.legend(fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
