@@ -77,11 +77,14 @@ def _add_report(commands: Any) -> None:
 
 
 def _add_demo(commands: Any) -> None:
-    command = commands.add_parser("demo", help="train on real digits and certify every epoch")
+    command = commands.add_parser("demo", help="train on real digits in three ways and certify each")
     command.add_argument("--data-dir", metavar="DIR", help="MNIST in IDX files instead of scikit-learn's digits")
-    command.add_argument("--epochs", type=int, default=20)
+    command.add_argument("--epochs", type=int, default=30, help="of each training")
     command.add_argument(
-        "--output", default="demo_output", metavar="DIR", help="for the picture and the TensorBoard log"
+        "--output",
+        default="demo_output",
+        metavar="DIR",
+        help="for the picture, the TensorBoard logs and the certificates",
     )
     command.set_defaults(run=_demo)
 

@@ -1,4 +1,4 @@
-"""``lightning-lipschitz demo``: train on real digits with Lightning, certify every epoch, show what came out."""
+"""``lightning-lipschitz demo``: plain training, CLIP and ADMM on real digits, and what is proved of each."""
 
 from lightning_lipschitz.demo.run import run
 

@@ -6,14 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from lightning_lipschitz.demo.rounded import up
+from lightning_lipschitz.demo.training import MAX_LIPSCHITZ, RADII, Epoch, Outcome
 from lightning_lipschitz.errors import MissingExtraError
 
+# Okabe and Ito, "Color universal design", 2008; the dashes tell the lines apart without colour.
+COLOURS = {"plain": "#000000", "CLIP": "#0072b2", "ADMM": "#d55e00"}
+DASHES = {"plain": "-", "CLIP": (0, (5, 1.5)), "ADMM": (0, (1.5, 1))}
+_GREY = "#999999"
 
-def draw(rows: Sequence[Any], data: str, path: Path) -> Path:
-    """Accuracy above, the three bounds below, against the epoch; the true constant lies in the shaded band.
+
+def draw(rows: Sequence[Epoch], outcomes: Sequence[Outcome], data: str, path: Path) -> Path:
+    """Left: the certified bounds over training. Right: what they are worth, certified accuracy against the radius.
 
     Args:
-        rows: with ``epoch``, ``accuracy``, ``lower``, ``certified`` and ``product``.
+        rows: the epochs of plain training.
+        outcomes: the trainings side by side.
         data: name of the data set, for the title.
         path: where the PNG goes.
     """
@@ -22,30 +32,48 @@ def draw(rows: Sequence[Any], data: str, path: Path) -> Path:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("The demo's picture", "matplotlib", "demo") from error
-    figure = Figure(figsize=(8, 6), layout="constrained")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
-    epochs = [row.epoch for row in rows]
-    _draw_accuracy(top, epochs, rows, data)
-    _draw_bounds(bottom, epochs, rows)
+    left, right = figure.subplots(1, 2)
+    figure.suptitle(f"The same network on {data}, trained in three ways")
+    _draw_bounds(left, rows, outcomes)
+    _draw_accuracy(right, outcomes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=120)
     return path
 
 
-def _draw_accuracy(axes: Any, epochs: list[int], rows: Sequence[Any], data: str) -> None:
-    axes.plot(epochs, [100 * row.accuracy for row in rows], color="#1b7837", marker=".")
-    axes.set(ylabel="test accuracy (%)", title=f"A classifier of {data}, certified every epoch")
+def _line(outcome: Outcome) -> dict[str, Any]:
+    return {"color": COLOURS[outcome.name], "linestyle": DASHES[outcome.name], "linewidth": 2}
+
+
+def _draw_bounds(axes: Any, rows: Sequence[Epoch], outcomes: Sequence[Outcome]) -> None:
+    epochs = [row.epoch for row in rows]
+    axes.plot(epochs, [row.product for row in rows], color=_GREY, label="plain: product of spectral norms")
+    for outcome in outcomes:
+        label = f"{outcome.name}: certified bound"
+        axes.plot(range(len(outcome.history)), outcome.history, label=label, **_line(outcome))
+    every = slice(len(rows) // 15, None, max(1, len(rows) // 10))
+    style = {"marker": "^", "linestyle": "none", "color": "white", "markeredgecolor": COLOURS["plain"]}
+    axes.plot(epochs[every], [row.lower for row in rows][every], label="plain: steepest pair found", **style)
+    axes.set(xlabel="epoch", ylabel="Lipschitz constant (l2)", ylim=(0, None))
+    axes.set_title("What is proved while it trains", fontsize="medium")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(loc="upper left", fontsize="small")
     axes.grid(alpha=0.3)
 
 
-def _draw_bounds(axes: Any, epochs: list[int], rows: Sequence[Any]) -> None:
-    lower, certified, product = ([getattr(row, name) for row in rows] for name in ("lower", "certified", "product"))
-    axes.plot(epochs, product, color="#999999", marker=".", label="product of spectral norms (certified)")
-    axes.plot(epochs, certified, color="#2166ac", marker=".", label="LipSDP bound (certified)")
-    axes.plot(epochs, lower, color="#b2182b", marker=".", label="steepest pair found (lower bound)")
-    axes.fill_between(epochs, lower, certified, color="#2166ac", alpha=0.12, label="the Lipschitz constant is in here")
-    axes.set(xlabel="epoch", ylabel="Lipschitz constant (l2)", ylim=(0, None))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(loc="upper left")
+def _draw_accuracy(axes: Any, outcomes: Sequence[Outcome]) -> None:
+    radii = torch.linspace(0.0, 0.8, 161).tolist()
+    for outcome in outcomes:
+        accuracy = [100 * outcome.certified_accuracy(radius) for radius in radii]
+        held = f" held to {MAX_LIPSCHITZ:g}" if outcome.name == "ADMM" else ""
+        bound = f"{outcome.name}{held}: L ≤ {up(outcome.certificate.upper_bound)}, {outcome.accuracy:.1%} right"
+        axes.plot(radii, accuracy, label=bound, **_line(outcome))
+    for radius in RADII:
+        axes.axvline(radius, color=_GREY, linewidth=0.8)
+    axes.set(xlabel="l2 distance within which the class cannot change", ylabel="certified accuracy (%)")
+    axes.set(xlim=(0, radii[-1]), ylim=(0, 100))
+    axes.set_title("What it is worth on the test images", fontsize="medium")
+    axes.legend(loc="upper right", fontsize="small")
     axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""An ordinary classifier, as a user would have it: nothing in it knows of Lipschitz constants."""
+"""An ordinary classifier, as a user would have it: nothing in it knows of Lipschitz constants; the same with CLIP."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from lightning_lipschitz._lightning import LightningModule
+from lightning_lipschitz.mixins import CLIPMixin
 
 
 class Classifier(LightningModule):
@@ -41,3 +42,7 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.hparams["learning_rate"])
+
+
+class ClippedClassifier(CLIPMixin, Classifier):
+    """The same, and nothing else."""
