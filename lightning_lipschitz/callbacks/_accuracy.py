@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_lipschitz._lightning import LightningModule, Trainer, isolate_rng, rank_zero_warn
+from lightning_lipschitz.callbacks._shipped import constrained_names, written_into
 from lightning_lipschitz.callbacks._target import deployed, find_target, uncompiled
 from lightning_lipschitz.certificate import Certificate
 from lightning_lipschitz.extraction.undisturbed import undisturbed
@@ -37,19 +38,19 @@ class ValidationAccuracy:
         self._active = False
         self._certified: list[float] = []
         self._digest = ""
-        self._target: nn.Module | None = None
+        self._root: nn.Module | None = None
 
     def start(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate | None) -> None:
         """Before the batches: the constant of the weights as they are, or None where there is none of them."""
         self._stop()
         if certificate is not None and (self._radii or self.keeps) and self.trouble is None:
-            self._certified = _fingerprint(deployed(trainer, pl_module))
+            self._certified = _fingerprint(deployed(trainer, pl_module), constrained_names(trainer))
             self._metrics = {radius: CertifiedAccuracy(radius, certificate) for radius in self._radii}
             self._kept, self._digest = PredictionLog() if self.keeps else None, certificate.network_digest
             self._active = True
 
     def _stop(self) -> None:
-        self._metrics, self._target, self._kept, self._active = {}, None, None, False
+        self._metrics, self._root, self._kept, self._active = {}, None, None, False
 
     def see(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """A batch ``(x, y)``. What cannot be read that way is warned of, once, and counted as nothing."""
@@ -57,9 +58,10 @@ class ValidationAccuracy:
             return
         try:
             x, y = _pair(batch)
-            if self._target is None:
-                self._target = uncompiled(find_target(self._root(trainer, pl_module), self._module))
-            logits = predict(self._target, x)
+            if self._root is None:
+                self._root = self._find_root(trainer, pl_module)
+            with written_into(trainer, self._root):
+                logits = predict(uncompiled(find_target(self._root, self._module)), x)
             for metric in self._metrics.values():
                 metric.update(logits, y)
             if self._kept is not None:
@@ -78,10 +80,11 @@ class ValidationAccuracy:
             f" class numbers, shape (batch,). {self.trouble}"
         )
 
-    def _root(self, trainer: Trainer, pl_module: LightningModule) -> nn.Module:
+    def _find_root(self, trainer: Trainer, pl_module: LightningModule) -> nn.Module:
         """The model that holds the certified weights: averages are swapped into the live model while it validates."""
+        names = constrained_names(trainer)
         for root in (pl_module, deployed(trainer, pl_module)):
-            if _fingerprint(root) == self._certified:
+            if _fingerprint(root, names) == self._certified:
                 return root
         raise RuntimeError("the weights have changed since they were certified.")
 
@@ -104,9 +107,10 @@ class ValidationAccuracy:
         self._stop()
 
 
-def _fingerprint(root: nn.Module) -> list[float]:
-    """Tells apart live weights and their average; two numbers a tensor."""
-    tensors = [value.detach() for value in (*root.parameters(), *root.buffers()) if value.is_floating_point()]
+def _fingerprint(root: nn.Module, without: frozenset[str]) -> list[float]:
+    """Tells apart live weights and their average; two numbers a tensor. What is held to a bound is the same in both."""
+    named = (*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False))
+    tensors = [value.detach() for name, value in named if name not in without and value.is_floating_point()]
     return [float(part) for value in tensors for part in (value.sum(), value.abs().sum())]
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from weakref import ref
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_lipschitz._lightning import LightningModule, Trainer, isolate_rng
 from lightning_lipschitz.callbacks import _atomic as atomic
@@ -108,6 +108,14 @@ class Gate:
     def after_validation(self) -> None:
         self._swap.back()
         self._validated = None
+
+    def written(self, root: nn.Module) -> dict[str, Tensor]:
+        """What a file of this moment holds in place of tensors of ``root``, by their names in the model.
+
+        No collective: while validation runs, every rank has what all agreed on; else the caller's own answer is given.
+        """
+        found = self._validated or _undisturbed(lambda: self._author(self._weights.of(root)))
+        return self._weights.whole(found.tensors)
 
     # The module itself
 

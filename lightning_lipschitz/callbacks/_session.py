@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, Trainer, isolate_rng
 from lightning_lipschitz.callbacks._measure import Measurement, Settings, measure
 from lightning_lipschitz.callbacks._ranks import Failure, Ranks
+from lightning_lipschitz.callbacks._shipped import shipped
 from lightning_lipschitz.callbacks._target import averaged_model, deployed, refuse_sharded
 from lightning_lipschitz.callbacks._watch import Watched
 from lightning_lipschitz.certificate import Certificate
@@ -111,35 +112,41 @@ class Session:
         return outcome
 
     def _measure_here(self, trainer: Trainer, pl_module: LightningModule, last: Certificate | None) -> Measurement:
-        watched, root = self._watched, deployed(trainer, pl_module)
+        watched = self._watched
         if watched is None:
             raise RuntimeError("measured before it was started")
-        result = measure(
-            lambda: watched.network(root),
-            lambda: watched.lower_bound(root),
-            self._settings,
-            warm_start=self._warm_start or last,
-            at=(trainer.current_epoch, trainer.global_step),
-        )
+        with shipped(trainer, pl_module) as root:
+            result = measure(
+                lambda: watched.network(root),
+                lambda: watched.lower_bound(root),
+                self._settings,
+                warm_start=self._warm_start or last,
+                at=(trainer.current_epoch, trainer.global_step),
+            )
         # The solver's state stays on rank 0: it is as large as the problem, and no part of the proof.
         self._warm_start = result.certificate
         return result.without_state()
 
     def is_of(self, certificate: Certificate, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether the certificate speaks about the weights as they are now."""
-        watched = self._watched
-        if watched is None:
-            return True
-        digest = self._once(lambda: watched.network(deployed(trainer, pl_module)).digest)
-        return digest == certificate.network_digest
+        return self._once(lambda: self._digest(trainer, pl_module)) in (certificate.network_digest, None)
+
+    def _digest(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
+        if self._watched is None:
+            return None
+        with shipped(trainer, pl_module) as root:
+            return self._watched.network(root).digest
 
     def subject(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate) -> Subject:
         """What a report can say of the weights as they are now. No other rank is needed."""
         watched = self._watched
         if watched is None:
             raise RuntimeError("reported before it was started")
-        with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
-            extraction: Any = watched.reader(deployed(trainer, pl_module)).extract()
+        with (
+            isolate_rng(include_cuda=torch.cuda.is_initialized()),  # type: ignore[no-untyped-call]
+            shipped(trainer, pl_module) as root,
+        ):
+            extraction: Any = watched.reader(root).extract()
         inputs = watched.flat_inputs if isinstance(watched.inputs.example, Tensor) else None
         explicit = extraction if isinstance(extraction, Extraction) else None
         model = type(pl_module).__name__

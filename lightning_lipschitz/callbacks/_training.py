@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from lightning_lipschitz._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
@@ -138,6 +139,21 @@ class ConstrainedTraining(Callback):
             self._fit.weights.stop_listening()
             self._fit.ranks.close()
             self._fit = None
+
+    # What other callbacks may ask
+
+    def end_epoch(self, trainer: Trainer) -> None:
+        """What is done once when an epoch of training ends, before its weights are written; again does nothing."""
+
+    def written(self, root: nn.Module) -> dict[str, Tensor]:
+        """What a file of this moment holds in place of tensors of ``root``, by their names in the model."""
+        fit = self._fit
+        return fit.gate.written(root) if fit is not None and fit.weights.traced else {}
+
+    def constrained_names(self) -> frozenset[str]:
+        """The parameters that are held to the bound, by their names in the model; none before they are known."""
+        fit = self._fit
+        return frozenset(fit.weights.whole(fit.weights.parameters)) if fit is not None else frozenset()
 
     # Logging
 

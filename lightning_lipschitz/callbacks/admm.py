@@ -162,9 +162,12 @@ class LipschitzADMM(ConstrainedTraining):
         if self.every_n_steps is not None and trainer.global_step - self._last_round >= self.every_n_steps:
             self._round(trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def end_epoch(self, trainer: Trainer) -> None:
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0 and trainer.global_step > self._last_round:
             self._round(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.end_epoch(trainer)
         super().on_train_epoch_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

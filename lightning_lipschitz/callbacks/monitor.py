@@ -22,8 +22,9 @@ from lightning_lipschitz.callbacks._measure import Record, Settings
 from lightning_lipschitz.callbacks._page import Options, check_path, check_siblings, write_report
 from lightning_lipschitz.callbacks._report import Report
 from lightning_lipschitz.callbacks._session import Session
+from lightning_lipschitz.callbacks._shipped import constrained, settle, shipped
 from lightning_lipschitz.callbacks._stamp import SaveGate, from_plain, to_plain
-from lightning_lipschitz.callbacks._target import deployed, holds
+from lightning_lipschitz.callbacks._target import holds
 from lightning_lipschitz.certificate import Certificate
 
 Method = Literal["auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron"]
@@ -36,7 +37,8 @@ _SOLVERS = ("auto", "native", "clarabel", "scs")
 class LipschitzCallback(Callback):
     r"""Certify the model every epoch: a number L with :math:`|f(x) - f(y)|_2 \le L |x - y|_2` for all x and y.
 
-    The bound is that of the weights in the checkpoint of the same moment: the averaged ones under ``WeightAveraging``.
+    The bound is that of the weights in the checkpoint of the same moment: the averaged ones under ``WeightAveraging``,
+    the certified ones beside ``LipschitzADMM`` and ``LipschitzBarrier``.
     It is computed as validation starts, or at the end of the training epoch where there is none, so that
     ``ModelCheckpoint``, ``EarlyStopping`` and loggers find it beside ``val_loss``. Nothing else of the run changes:
     random streams, weights, ``state_dict`` keys and losses are those of a run without it.
@@ -209,6 +211,7 @@ class LipschitzCallback(Callback):
         self._accuracy.log(pl_module, self._report.prefix)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        settle(trainer)
         self._measure_if_due(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -278,7 +281,13 @@ class LipschitzCallback(Callback):
 
     def _on_every_save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         trainer = pl_module.trainer
-        if self in trainer.callbacks and holds(checkpoint, deployed(trainer, pl_module)):  # type: ignore[attr-defined]
+        if self not in trainer.callbacks or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        if constrained(trainer) and not (self._session is not None and self._session.is_measured(trainer)):
+            return  # a file under a bound has a certificate of its own; an older one beside it would not hold
+        with shipped(trainer, pl_module) as root:
+            written = holds(checkpoint, root)
+        if written:
             self._stamp(checkpoint)
 
     def _stamp(self, checkpoint: dict[str, Any]) -> None:

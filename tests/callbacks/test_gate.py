@@ -341,6 +341,48 @@ def test_beside_the_monitor(fit, tmp_path):
             ll.verify(from_plain(file["lipschitz"]), network)
 
 
+class Recording(Callback):
+    """Losses of every batch."""
+
+    def __init__(self):
+        self.losses = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"].item())
+
+
+@METHODS
+@pytest.mark.parametrize("val", [True, None], ids=["validated", "not validated"])
+@pytest.mark.parametrize("averaged", [False, True], ids=["plain", "averaged"])
+def test_the_monitor_looks_at_what_is_written(fit, tmp_path, method, val, averaged):
+    """In any order of the callbacks, and without a change to what is trained and written."""
+    seen, files = [], []
+    for k in range(3):
+        monitor = LipschitzCallback(certified_radii=[0.05] if val else [], lower_bound=False)
+        record, mine = Recording(), method()
+        saver = ModelCheckpoint(dirpath=tmp_path / str(k), filename="{epoch}", save_top_k=-1)
+        others = [[mine], [mine, monitor], [monitor, mine]][k]
+        torch.manual_seed(1)
+        module = Classifier()
+        trainer = fit(module, *others, record, *[EMAWeightAveraging(decay=0.5)] * averaged, saver, val=val)
+        accuracy = trainer.callback_metrics.get("lipschitz/certified_accuracy_0.05")
+        seen.append((record.losses, [r["upper_bound"] for r in mine.history], None if not k else accuracy))
+        files.append([opened(path) for path in sorted((tmp_path / str(k)).rglob("*.ckpt"))])
+        if k:
+            bounds = [entry["upper_bound"] for entry in monitor.history]
+            assert len(bounds) >= 2
+            assert max(bounds) <= BOUND
+            assert (accuracy is not None) == bool(val)
+            for network, _, file in files[-1]:
+                ll.verify(from_plain(file["lipschitz"]), network)
+            assert ll.verify(monitor.certificate, module.net, torch.zeros(2, INPUTS)) <= BOUND
+    assert seen[0][:2] == seen[1][:2] == seen[2][:2]
+    assert seen[1][2] == seen[2][2]
+    digests = [[network.digest for network, _, _ in group] for group in files]
+    assert len(digests[0]) == 2
+    assert digests[0] == digests[1] == digests[2]
+
+
 KILLED = """
 import os, signal, sys, warnings
 warnings.simplefilter("ignore")
