@@ -15,7 +15,8 @@ from lightning_lipschitz.callbacks._watch import Watched
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction.undisturbed import unwrapped
 from lightning_lipschitz.network import Network
-from lightning_lipschitz.projection.weights import LinearWeights
+from lightning_lipschitz.projection.family import stored_weights
+from lightning_lipschitz.projection.stored import StoredWeights
 
 Tensors = Mapping[str, Tensor]
 
@@ -31,7 +32,7 @@ class ConstrainedWeights:
     def __init__(self, name: str, owner: str) -> None:
         self._name, self._owner = name, owner
         self._watched: Watched | None = None
-        self._linear: LinearWeights | None = None
+        self._linear: StoredWeights | None = None
         self._parameters: dict[str, nn.Parameter] = {}
         self._readable: frozenset[str] = frozenset()
         self._prefix = ""
@@ -42,7 +43,7 @@ class ConstrainedWeights:
         return self._linear is not None
 
     @property
-    def linear(self) -> LinearWeights:
+    def linear(self) -> StoredWeights:
         """What reads and writes the matrices.
 
         Raises:
@@ -88,9 +89,9 @@ class ConstrainedWeights:
                 self._linear = self._trace(model, watched)
         return self.traced
 
-    def _trace(self, model: LightningModule, watched: Watched) -> LinearWeights:
+    def _trace(self, model: LightningModule, watched: Watched) -> StoredWeights:
         target = unwrapped(find_target(model, self._name, self._owner))
-        linear = LinearWeights(target, watched.inputs.example, extractor=watched.reader(model))
+        linear = stored_weights(target, watched.inputs.example, reader=lambda: watched.reader(model))
         path = next(name for name, module in model.named_modules() if module is target)
         self._prefix = f"{path}." if path else ""
         self._parameters = {name: target.get_parameter(name) for name in linear.parameter_names}

@@ -17,7 +17,7 @@ from lightning_lipschitz.callbacks._arguments import (
 from lightning_lipschitz.callbacks._ranks import Failure
 from lightning_lipschitz.callbacks._training import ConstrainedTraining, Fit, gradient_scale
 from lightning_lipschitz.certificate import Multipliers
-from lightning_lipschitz.projection.consensus import Consensus, Problem, advance
+from lightning_lipschitz.projection.consensus import Consensus, Problem
 
 Mode = Literal["enforce", "regularize"]
 
@@ -197,7 +197,7 @@ class LipschitzADMM(ConstrainedTraining):
         weights = fit.weights.matrices()
         consensus = self._consensus or Consensus.start(weights, self.penalty)
         problem = Problem(self.max_lipschitz, self.weight, self.balance)
-        moved = advance(consensus, weights, fit.weights.network(), problem)
+        moved = fit.weights.linear.advance(consensus, weights, fit.weights.network(), problem)
         return moved.to("cpu") if fit.ranks.many else moved
 
     # State

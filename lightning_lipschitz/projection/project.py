@@ -12,10 +12,11 @@ from torch import nn
 
 from lightning_lipschitz.bounds.search import Settings, certify_network
 from lightning_lipschitz.certificate import Certificate
-from lightning_lipschitz.errors import ArgumentError
+from lightning_lipschitz.errors import ArgumentError, SolverError
+from lightning_lipschitz.projection.family import stored_weights
 from lightning_lipschitz.projection.multipliers import squared
-from lightning_lipschitz.projection.nearest import nearest
-from lightning_lipschitz.projection.weights import LinearWeights
+from lightning_lipschitz.projection.nearest import Nearest
+from lightning_lipschitz.projection.stored import Store, StoredWeights
 
 
 def project(
@@ -68,24 +69,40 @@ def project(
     _check(max_lipschitz, rtol, max_rounds, time_limit)
     if example_input is None:
         example_input = getattr(model, "example_input_array", None)
-    weights = LinearWeights(model, example_input)
+    weights = stored_weights(model, example_input)
     network = weights.network()
     inside = certify_network(network, Settings(device=str(device)))
     if inside.upper_bound <= max_lipschitz:
         return inside
-    found = nearest(
+    found = weights.nearest(
         weights.read(),
         network,
         max_lipschitz,
+        Store(weights),
         rtol=rtol,
         max_rounds=max_rounds,
         time_limit=time_limit,
         device=str(device),
         warm_start=inside.state,
-        realise=weights.realise,
     )
-    weights.write(found.intended)
+    _write(weights, found)
     return replace(found.certificate, seconds=time.perf_counter() - start)
+
+
+def _write(weights: StoredWeights, found: Nearest) -> None:
+    """Write, and make sure that what is read is what was certified; else put back what was there.
+
+    Raises:
+        SolverError: it is not.
+    """
+    before = {name: tensor.detach().clone() for name, tensor in weights.tensors().items()}
+    weights.write(found.intended)
+    if weights.extractor.extract().network.digest == found.certificate.network_digest:
+        return
+    with torch.no_grad():
+        for name, tensor in weights.tensors().items():
+            tensor.copy_(before[name])
+    raise SolverError("the projected weights do not read back as they were certified; please report this.")
 
 
 def _check(max_lipschitz: float, rtol: float, max_rounds: int, time_limit: float | None) -> None:
