@@ -19,7 +19,7 @@ from lightning_lipschitz.projection.graph_start import scaled_inside
 from lightning_lipschitz.projection.multipliers import squared, widened
 
 _SHARES = (0.3, 0.03)  # gaps at the ends of the stages of one projection, as shares of the squared distance over two
-_ITERATIONS = 20
+_ITERATIONS = 15
 _BACK = (1.0, 0.999, 0.99, 0.95, 0.9)  # factors that bring the last projection inside, where buffers have moved
 _FREE = 1.2  # a free squared bound starts that much above what LipSDP finds
 

@@ -82,9 +82,10 @@ class Descent:
         units = _Units.of(place, strength, self.price)
 
         def function(z: Tensor) -> Value | None:
-            flat = z[: units.count].requires_grad_()
-            weights, logs, rho = units.weights(flat), *units.rest(z)
-            rows = self.map(weights)
+            flat, logs, rho = z[: units.count].requires_grad_(), *units.rest(z)
+            with torch.enable_grad():  # what is written is looked for where gradients are off
+                weights = units.weights(flat)
+                rows = self.map(weights)
             point = evaluate(self.form, rows[0].detach(), rows[1].detach(), logs, rho)
             if point is None:
                 return None

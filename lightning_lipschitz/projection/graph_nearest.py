@@ -20,9 +20,9 @@ from lightning_lipschitz.projection.nearest import Nearest, signed
 from lightning_lipschitz.projection.stored import Store
 
 _SHARES = (1.0, 0.1, 0.01, 1e-3)  # gaps at the ends of the stages, as shares of the squared distance over two
-_ITERATIONS = 60  # a stage
-_AGAIN = (0.1, 0.01)  # the stages where the start is near
-_NEARER = (0.9999, 0.999, 0.99, 0.97, 0.94, 0.91)  # factors that may bring weights inside for multipliers at hand
+_ITERATIONS = 40  # a stage
+_AGAIN = (0.1, 0.01)  # where multipliers are known
+_FACTORS = (0.9999, 0.999, 0.99, 0.97, 0.94, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # may bring weights inside
 _MARGINS = (0.0, *(10.0**-k for k in range(9, 0, -1)), 0.3, 1.0)  # of the way back inside, for rounding
 _RECENTRE = 1e-3  # from that share of the way on, other multipliers are looked for
 
@@ -71,27 +71,24 @@ def nearest(
 
 
 def nearby(
-    map: GraphMap, weights: Sequence[Tensor], network: Network, multipliers: Multipliers, store: Store, within: float
+    map: GraphMap, weights: Sequence[Tensor], network: Network, multipliers: Multipliers, store: Store
 ) -> Nearest | None:
-    """As :func:`nearest`, from weights scaled down a little and multipliers that are known; None where these do not
-    prove the bound ``sqrt(rho)`` of them, where the nearest ones are further away than the relative distance
-    ``within``, or where nothing can be signed."""
+    """As :func:`nearest`, from multipliers that are known in place of LipSDP: those for the bound ``sqrt(rho)``, of
+    weights that were certified before. None where they prove it of no multiple of these, or nothing can be signed."""
     clock = time.perf_counter()
     given, wide = [weight.detach().double() for weight in weights], widened(network)
     descent = Descent(map, form_of(wide, given), given)
     logs = descent.form.shared(multipliers.values).log()
     rho = squared(math.sqrt(multipliers.rho))
-    tried = (Place([factor * weight for weight in given], logs, rho) for factor in _NEARER if factor >= 1.0 - within)
+    tried = (Place([factor * weight for weight in given], logs, rho) for factor in _FACTORS)
     start = next(filter(None, (centre(map, descent.form, place, 2) for place in tried)), None)
     if start is None:
         return None
     strengths = [descent.strength(start, share) for share in _AGAIN]
     try:
-        found = _rounded(descent, descent.run(start, strengths, _ITERATIONS), network, store, clock)
+        return _rounded(descent, descent.run(start, strengths, _ITERATIONS), network, store, clock)
     except SolverError:
         return None
-    size = math.sqrt(sum(float(weight.square().sum()) for weight in given))
-    return found if found.distance <= within * size else None
 
 
 def _rounded(descent: Descent, places: Sequence[Place], network: Network, store: Store, clock: float) -> Nearest:

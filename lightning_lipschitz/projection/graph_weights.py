@@ -79,8 +79,8 @@ class GraphWeights(StoredWeights):
     def nearby(
         self, weights: Sequence[Tensor], network: Network, multipliers: Multipliers, store: Store, within: float
     ) -> Nearest | None:
-        """See :func:`.graph_nearest.nearby`."""
-        return nearby(self.map(store.own), weights, network, multipliers, store, within)
+        """See :func:`.graph_nearest.nearby`, which finds its own multipliers on the way, however far that is."""
+        return nearby(self.map(store.own), weights, network, multipliers, store)
 
     def advance(self, consensus: Consensus, weights: Sequence[Tensor], network: Network, problem: Problem) -> Consensus:
         """See :func:`.graph_consensus.advance`."""

@@ -107,8 +107,9 @@ class StoredWeights(ABC):
     def nearby(
         self, weights: Sequence[Tensor], network: Network, multipliers: Multipliers, store: Store, within: float
     ) -> Nearest | None:
-        """The nearest weights found for which these multipliers, of the widened network, prove their bound; None where
-        they are further away than the relative distance ``within``, or nothing can be signed."""
+        """The nearest weights found from multipliers of the widened network that training has at hand, with the bound
+        that these stand for. None where nothing can be signed, or where, with these multipliers kept, the way is longer
+        than the relative distance ``within``: then others would cost less."""
 
     @abstractmethod
     def advance(self, consensus: Consensus, weights: Sequence[Tensor], network: Network, problem: Problem) -> Consensus:
