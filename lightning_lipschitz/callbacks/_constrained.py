@@ -22,7 +22,7 @@ Tensors = Mapping[str, Tensor]
 
 
 class ConstrainedWeights:
-    """The matrices of the chain inside one submodule, during one fit.
+    """The weights of one submodule, during one fit.
 
     Args:
         name: of the submodule, as the callback's argument ``module``.
@@ -119,7 +119,7 @@ class ConstrainedWeights:
         return [weight.detach() for weight in self.linear.differentiable(self._parameters)]
 
     def network(self, tensors: Tensors | None = None) -> Network:
-        """The chain with these tensors, or as it is in the live model."""
+        """The network with these tensors, or as it is in the live model."""
         return self.linear.extractor.extract(tensors).network
 
     # Moving
@@ -163,7 +163,7 @@ class ConstrainedWeights:
         if all(isinstance(matrix, nn.Parameter) for matrix in matrices):
             return list(zip(matrices, directions, strict=True))  # type: ignore[arg-type]
         pairs = [(m, d) for m, d in zip(matrices, directions, strict=True) if m.requires_grad]
-        parameters = [parameter for parameter in self._parameters.values() if parameter.requires_grad]
+        parameters = list(dict.fromkeys(p for p in self._parameters.values() if p.requires_grad))  # shared ones once
         outputs, seeds = [m for m, _ in pairs], [d for _, d in pairs]
         gradients = torch.autograd.grad(outputs, parameters, seeds, allow_unused=True)
         return [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]

@@ -7,17 +7,16 @@ all W_kj at once: convolutions, batch norm, weight norm and shared weights need 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_lipschitz.extraction.interpret import Walk, numbering
 from lightning_lipschitz.extraction.location import display_name, path
@@ -44,7 +43,7 @@ class _Place:
         number: of the layer in the network, from 1; 0 where no one reads it.
         before: the node of the pre-activations.
         shape: of the activation's output.
-        columns: of the activation's output, flattened: which source it is; units that are affine have none, -1.
+        columns: of the activation's output, flattened: which unit it is; units that are affine have none, -1.
         sample: of the same, which sample of the batch.
         rows: shape (batch, n_k), flat positions of the units, sample by sample.
         several: whether the operator returns more than the tensor.
@@ -77,8 +76,8 @@ class Linearised:
         number = numbering(walk.affine(), walk.layers)
         self._graph, self._weights = graph, {name: tensor.detach().clone() for name, tensor in weights.items()}
         self.sizes = [int(np.prod(graph.shape)), *(walk.layers[k - 1].units.alpha.size for k in number if k)]
-        starts = np.cumsum([0, *self.sizes])
-        self._places = {node: _place(walk, node, number, starts) for node in walk.created}
+        self._places = {node: _place(walk, node, number) for node in walk.created}
+        self._reads = {node: _sources(value, number) for node, value in walk.values.items()}
 
     @property
     def width(self) -> int:
@@ -93,41 +92,86 @@ class Linearised:
         """
         device = next(iter(tensors.values())).device
         known = {name: _double(tensor, device) for name, tensor in {**self._weights, **tensors}.items()}
-        batch, width = self._graph.batch, self.width
-        samples = -(-(width + 1) // batch) * batch
-        basis = torch.eye(samples, width, dtype=torch.float64, device=device).reshape(-1, batch, width)
-        run = torch.func.vmap(lambda sources: self._run(known, sources), chunk_size=_CHUNK)
-        images = [image.flatten(0, 1) for image in run(basis)]
-        rows, output = [(image[:width] - image[width]).mT for image in images]
-        return rows, output
-
-    def _run(self, tensors: Mapping[str, Tensor], sources: Tensor) -> tuple[Tensor, Tensor]:
-        """All pre-activations and the output, shape (batch, ...), with these values of the sources."""
+        zeros = [torch.zeros(self._graph.batch, n, dtype=torch.float64, device=device) for n in self.sizes]
         values: dict[torch.fx.Node, Any] = {}
-        before = [sources[:, :0]] * len(self.sizes)
+        origin = self._run(known, zeros, values)
+        columns = [self._columns(k, known, zeros, values, origin) for k in range(len(zeros))]
+        stack = [torch.cat([block[j] for block in columns], dim=1) for j in range(1, len(zeros) + 1)]
+        return torch.cat([zeros[0].new_zeros(0, self.width), *stack[:-1]]), stack[-1]
+
+    def _columns(
+        self,
+        k: int,
+        tensors: Mapping[str, Tensor],
+        zeros: Sequence[Tensor],
+        values: Mapping[torch.fx.Node, Any],
+        origin: Mapping[int, Tensor],
+    ) -> dict[int, Tensor]:
+        """W_jk for every layer j, and for the output as the last: images of unit vectors less that of zero.
+
+        Both samples of a batch carry unit vectors of their own. What does not read source k is not run again.
+        """
+        batch, n = zeros[k].shape
+        pairs = -(-n // batch)
+        basis = torch.eye(pairs * batch, n, dtype=torch.float64, device=zeros[k].device).reshape(pairs, batch, n)
+
+        def run(block: Tensor) -> dict[int, Tensor]:
+            return self._run(tensors, [*zeros[:k], block, *zeros[k + 1 :]], dict(values), k)
+
+        images = torch.func.vmap(run, chunk_size=_CHUNK)(basis)
+        blocks = {j: zeros[0].new_zeros(image.shape[1], n) for j, image in origin.items()}
+        return blocks | {j: (image.flatten(0, 1)[:n] - origin[j][0]).mT for j, image in images.items()}
+
+    def _run(
+        self,
+        tensors: Mapping[str, Tensor],
+        sources: Sequence[Tensor],
+        values: dict[torch.fx.Node, Any],
+        only: int | None = None,
+    ) -> dict[int, Tensor]:
+        """Pre-activations by layer, and the output as the last, shape (batch, ...), with these values of the sources.
+
+        Args:
+            tensors: by name.
+            sources: shape (batch, n_k) each.
+            values: of the nodes; filled.
+            only: the source that is not zero; nodes that do not read it have their values.
+        """
+        found: dict[int, Tensor] = {}
         for node in self._graph.nodes:
             if node.op == "output":
-                result = values[node.args[0]]  # type: ignore[index]
-                return torch.cat(before, 1), result.reshape(len(sources), -1)
-            if node.op == "placeholder":
-                values[node] = self._placeholder(node, tensors, sources)
+                if only is None or only in self._reads[node.args[0]]:  # type: ignore[index]
+                    found[len(sources)] = values[node.args[0]].reshape(len(sources[0]), -1)  # type: ignore[index]
+                return found
+            place = self._places.get(node)
+            if place and place.number and (only is None or only in self._reads[place.before]):
+                found[place.number] = values[place.before].expand(place.shape).reshape(-1)[place.rows]
+            if only is not None and only not in self._reads[node]:
                 continue
-            args, kwargs = tree_map(lambda each: _resolved(each, values, sources.device), (node.args, node.kwargs))
-            if node not in self._places:
-                values[node] = _call(node, args, kwargs)
-                continue
-            place = self._places[node]
-            if place.number:
-                y = values[place.before].expand(place.shape)
-                before[place.number] = y.reshape(-1)[place.rows]
-            values[node] = _replaced(place, partial(_call, node, args, kwargs), sources)
+            values[node] = self._value(node, tensors, sources, values)
         raise RuntimeError("a graph without an output")
 
-    def _placeholder(self, node: torch.fx.Node, tensors: Mapping[str, Tensor], sources: Tensor) -> Tensor:
+    def _value(
+        self,
+        node: torch.fx.Node,
+        tensors: Mapping[str, Tensor],
+        sources: Sequence[Tensor],
+        values: Mapping[torch.fx.Node, Any],
+    ) -> Any:
+        if node.op == "placeholder":
+            return self._placeholder(node, tensors, sources[0])
+        device = sources[0].device
+        args, kwargs = tree_map(lambda each: _resolved(each, values, device), (node.args, node.kwargs))
+        place = self._places.get(node)
+        if place is None:
+            return _call(node, args, kwargs)
+        return _replaced(place, partial(_call, node, args, kwargs), sources[place.number])
+
+    def _placeholder(self, node: torch.fx.Node, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         if node.name == self._graph.inputs:
-            return sources[:, : self.sizes[0]].reshape(len(sources), *self._graph.shape)
+            return x.reshape(len(x), *self._graph.shape)
         name = self._graph.tensors.get(node.name, node.name)
-        return tensors[name] if name in tensors else _double(self._graph.constants[node.name], sources.device)
+        return tensors[name] if name in tensors else _double(self._graph.constants[node.name], x.device)
 
 
 class _Recorded(Walk):
@@ -155,10 +199,16 @@ def _fits(given: torch.Size, result: torch.Size) -> bool:
     return len(given) <= len(result) and all(a in (1, b) for a, b in sides)
 
 
-def _place(walk: _Recorded, node: torch.fx.Node, number: Mapping[int, int], starts: npt.NDArray[np.int64]) -> _Place:
+def _sources(value: Any, number: Mapping[int, int]) -> frozenset[int]:
+    """Which sources of the network a value depends on."""
+    parts = [each for each in tree_leaves(value) if isinstance(each, Traced)]
+    return frozenset(number[k] for part in parts for k in part.expression.terms if k in number)
+
+
+def _place(walk: _Recorded, node: torch.fx.Node, number: Mapping[int, int]) -> _Place:
     """Read off the value of the node: entry i of the expression is a unit of the layer where its row has a one."""
     (layer, before), result = walk.created[node], walk.values[node]
-    given, start = walk.values[before].index.shape, int(starts[number.get(layer, 0)])
+    given = walk.values[before].index.shape
     several = isinstance(result, tuple)
     traced: Traced = result[0] if several else result
     selection = traced.expression.terms.get(layer)
@@ -172,16 +222,20 @@ def _place(walk: _Recorded, node: torch.fx.Node, number: Mapping[int, int], star
     rows[sample[held], unit[entry][held]] = torch.arange(len(entry))[held]
     if (rows < 0).any():
         raise NotLinearisedError(path(node), display_name(node))
-    columns = torch.where(held, unit[entry] + start, -1)
-    return _Place(number.get(layer, 0), before, traced.index.shape, columns, sample, rows, several)
+    return _Place(
+        number.get(layer, 0), before, traced.index.shape, torch.where(held, unit[entry], -1), sample, rows, several
+    )
 
 
-def _replaced(place: _Place, own: Callable[[], Tensor], sources: Tensor) -> Any:
+def _replaced(place: _Place, own: Callable[[], Tensor], source: Tensor) -> Any:
     """The activation's output with its units replaced; units of equal slopes are affine and stay what they are."""
     held = place.columns >= 0
-    fresh = sources[place.sample, place.columns.clamp(min=0)].reshape(place.shape)
+    if place.number:
+        fresh = source[place.sample, place.columns.clamp(min=0)].reshape(place.shape)
+    else:
+        fresh = source.new_zeros(place.shape)
     if not bool(held.all()):
-        fresh = torch.where(held.reshape(place.shape), fresh, own())
+        fresh = torch.where(held.to(source.device).reshape(place.shape), fresh, own())
     return (fresh, None) if place.several else fresh
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from lightning_lipschitz.errors import ModelSizeError, ProjectionError
 from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.extraction.undisturbed import name_of, unwrapped
-from lightning_lipschitz.projection.graph_weights import GraphWeights
+from lightning_lipschitz.projection.graph_weights import SMALLER, GraphWeights
 from lightning_lipschitz.projection.stored import StoredWeights
 from lightning_lipschitz.projection.weights import LinearWeights, NotAChainError
 
@@ -33,8 +33,8 @@ def stored_weights(
     try:
         extractor = reader() if reader else Extractor(model, example_input)
     except ModelSizeError as error:
-        advice = "Hold a submodule to the bound, or train with `CLIPMixin`, which has no such limit."
-        raise ProjectionError("", name_of(model), f"{error}", advice) from error
+        reason = f"explicit matrices would be needed, and {error.what} take {error.size / 2**30:.3g} GiB: not yet."
+        raise ProjectionError("", name_of(model), reason, SMALLER) from error
     try:
         return LinearWeights(model, example_input, extractor=extractor)
     except NotAChainError:

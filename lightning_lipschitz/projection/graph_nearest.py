@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -24,6 +25,7 @@ _ITERATIONS = 40  # a stage
 _AGAIN = (0.1, 0.01)  # where multipliers are known
 _FACTORS = (0.9999, 0.999, 0.99, 0.97, 0.94, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # may bring weights inside
 _MARGINS = (0.0, *(10.0**-k for k in range(9, 0, -1)), 0.3, 1.0)  # of the way back inside, for rounding
+_LESS = 0.9  # of the weights, where the way back inside is not known
 _RECENTRE = 1e-3  # from that share of the way on, other multipliers are looked for
 
 
@@ -67,7 +69,10 @@ def nearest(
     shares = [share for share in _SHARES if share >= rtol or share == 1.0] + [rtol]
     strengths = [descent.strength(start, share) for share in shares[:max_rounds]]
     deadline = math.inf if time_limit is None else clock + time_limit
-    return _rounded(descent, descent.run(start, strengths, _ITERATIONS, deadline), network, store, clock)
+    places = descent.run(start, strengths, _ITERATIONS, deadline)
+    if places[-1].distance(given) > start.distance(given):  # never further away than where it began
+        places = places[:1]
+    return _rounded(descent, places, network, store, clock)
 
 
 def nearby(
@@ -93,8 +98,9 @@ def nearby(
 
 def _rounded(descent: Descent, places: Sequence[Place], network: Network, store: Store, clock: float) -> Nearest:
     """The last place as the parameters hold it, moved back towards the first by as little as the kernel needs."""
+    anchor = places[1] if len(places) > 1 else replace(places[0], weights=[_LESS * w for w in places[0].weights])
     for margin in _MARGINS:
-        place = places[-1].towards(places[min(1, len(places) - 1)], margin)
+        place = places[-1].towards(anchor, margin)
         stored = [each.to(like) for each, like in zip(store(place.weights), descent.target, strict=True)]
         there = store.network()
         proof = _proof(descent, Place(stored, place.logs, place.rho), margin)

@@ -26,6 +26,7 @@ from lightning_lipschitz.projection.interior import Inside
 from lightning_lipschitz.projection.nearest import Nearest
 from lightning_lipschitz.projection.stored import Store, StoredWeights
 
+SMALLER = "Hold a submodule to the bound, or train with `CLIPMixin`, which has no such limit."
 _AGREEMENT = 1e-6  # relative, of the matrices read in float64 and in the model's own dtype; coarser with its dtype
 _DEPENDENCE = (
     1e-9  # relative derivative below which the matrices do not depend on a parameter: biases, but for rounding
@@ -101,8 +102,7 @@ class GraphWeights(StoredWeights):
         size = sum(network.sizes)
         if size > LARGEST:
             reason = f"its {size} inputs and units are more than the {LARGEST} that explicit matrices allow so far."
-            advice = "Hold a submodule to the bound, or train with `CLIPMixin`, which has no such limit."
-            raise ProjectionError("", type(self._model).__name__, reason, advice)
+            raise ProjectionError("", type(self._model).__name__, reason, SMALLER)
 
     def _check_frozen(self) -> None:
         """A wholly frozen model is one at rest; a partly frozen one says that some weights must stay."""

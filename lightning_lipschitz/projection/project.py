@@ -36,13 +36,16 @@ def project(
         M(L^2, \lambda; \bar W) \succeq 0,
 
     with M of :mod:`lightning_lipschitz.certificate.lmi`. For fixed lambda it is the convex step of Pauli et al.
-    ("Training robust neural networks using Lipschitz bounds", L-CSS 2021), here a projection on a spectral ball; lambda
-    descends along the gradient of its value. The joint problem is not convex: a local minimum, never further away than
-    all layers scaled alike. Biases and all other parameters stay. A model that meets the bound is not touched.
+    ("Training robust neural networks using Lipschitz bounds", L-CSS 2021), here for chains of ``nn.Linear`` a
+    projection on a spectral ball; lambda descends along the gradient of its value. Other models (residual,
+    concatenated, convolutional, with batch norm in evaluation mode, with shared weights) follow the path of a
+    log-determinant barrier in their parameters and lambda together, and the distance is that of the parameters. Either
+    problem is not convex: a local minimum; it starts from all weights scaled alike. Biases and all other parameters
+    stay. A model that meets the bound is not touched.
 
     Args:
-        model: a chain of ``nn.Linear`` with activations, dropout and flattening between; weight norm is written
-            through.
+        model: any that :func:`~lightning_lipschitz.certify` reads as explicit matrices, of up to 4000 inputs and units,
+            with elementwise activations, softmax or sorting. Weight norm is written through.
         max_lipschitz: the bound L > 0, output change per input change.
         example_input: one batch of inputs, shape (batch, ...). By default the module's ``example_input_array``.
         rtol: relative decrease of the distance that is worth three more projections.
@@ -56,7 +59,8 @@ def project(
 
     Raises:
         ArgumentError: a bound that is not positive, or other unusable arguments.
-        ProjectionError: a layer whose weights cannot be projected; names the submodule.
+        ProjectionError: a layer whose weights cannot be projected; names the submodule. A bound that skip connections
+            alone exceed.
         ExtractionError, NonFiniteError: the model cannot be read.
         SolverError: nothing could be certified. The model is as it was.
 

@@ -275,7 +275,7 @@ def test_a_round_that_fails_costs_the_round(trainer, monkeypatch):
     def broken(*_):
         raise RuntimeError("no solver")
 
-    monkeypatch.setattr("lightning_lipschitz.callbacks.admm.advance", broken)
+    monkeypatch.setattr("lightning_lipschitz.projection.weights.advance", broken)
     module = Classifier()
     with pytest.warns(UserWarning, match="a round failed in epoch 0, training goes on: RuntimeError: no solver"):
         trainer(LipschitzADMM(0.3, every_n_steps=2)).fit(module, loader(), loader(8))
@@ -356,7 +356,7 @@ class Orthogonal(Classifier):
 class Pooled(Classifier):
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(INPUTS, 9), nn.MaxPool1d(3))
+        self.net = nn.Sequential(nn.Linear(INPUTS, 9), nn.Unflatten(1, (1, 9)), nn.MaxPool1d(3), nn.Flatten())
 
 
 @METHODS
