@@ -173,7 +173,7 @@ def test_a_free_bound_falls_with_its_price(trainer):
         torch.manual_seed(0)
         callback = LipschitzADMM(mode="regularize", weight=weight, every_n_steps=2, penalty=0.1)
         module = Module()
-        trainer(callback, max_epochs=6).fit(module, batches())
+        trainer(callback, max_epochs=3).fit(module, batches())
         bounds.append(callback.certificate.upper_bound)
     assert bounds[1] < 0.7 * bounds[0]
 

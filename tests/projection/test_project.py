@@ -208,3 +208,9 @@ def test_weights_that_are_not_finite_are_refused():
         model.weight[0, 0] = math.nan
     with pytest.raises(NonFiniteError, match="weight"):
         project(model, 1.0, X)
+
+
+def test_explicit_matrices_that_would_be_too_large_are_refused_before_they_are_made():
+    model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(), nn.Conv2d(1, 1, 3, padding=1), nn.ReLU())
+    with pytest.raises(ProjectionError, match=r"the matrices up to `.` take .* GiB: not yet.*CLIPMixin"):
+        project(model, 1e-3, torch.zeros(2, 1, 128, 128))
