@@ -43,6 +43,7 @@ class LinearWeights(StoredWeights):
         LipschitzError: as the extractor.
 
     Example:
+        >>> import torch
         >>> weights = LinearWeights(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.zeros(1, 2))
         >>> weights.names, [tuple(matrix.shape) for matrix in weights.read()]
         (('0', '2'), [(3, 2), (1, 3)])
