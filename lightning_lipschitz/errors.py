@@ -95,7 +95,7 @@ class ModelSizeError(ExtractionError):
             f"{reason}, more than the {limit / 2**30:.3g} GiB allowed.",
             'With method="auto" or "composed" the structure of convolutions is kept and no such matrix formed.',
         )
-        self.size, self.limit = size, limit
+        self.what, self.size, self.limit = what, size, limit
 
 
 class CertificateError(LipschitzError):

@@ -15,13 +15,14 @@ from lightning_lipschitz.callbacks._watch import Watched
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction.undisturbed import unwrapped
 from lightning_lipschitz.network import Network
-from lightning_lipschitz.projection.weights import LinearWeights
+from lightning_lipschitz.projection.family import stored_weights
+from lightning_lipschitz.projection.stored import StoredWeights
 
 Tensors = Mapping[str, Tensor]
 
 
 class ConstrainedWeights:
-    """The matrices of the chain inside one submodule, during one fit.
+    """The weights of one submodule, during one fit.
 
     Args:
         name: of the submodule, as the callback's argument ``module``.
@@ -31,7 +32,7 @@ class ConstrainedWeights:
     def __init__(self, name: str, owner: str) -> None:
         self._name, self._owner = name, owner
         self._watched: Watched | None = None
-        self._linear: LinearWeights | None = None
+        self._linear: StoredWeights | None = None
         self._parameters: dict[str, nn.Parameter] = {}
         self._readable: frozenset[str] = frozenset()
         self._prefix = ""
@@ -42,7 +43,7 @@ class ConstrainedWeights:
         return self._linear is not None
 
     @property
-    def linear(self) -> LinearWeights:
+    def linear(self) -> StoredWeights:
         """What reads and writes the matrices.
 
         Raises:
@@ -88,9 +89,9 @@ class ConstrainedWeights:
                 self._linear = self._trace(model, watched)
         return self.traced
 
-    def _trace(self, model: LightningModule, watched: Watched) -> LinearWeights:
+    def _trace(self, model: LightningModule, watched: Watched) -> StoredWeights:
         target = unwrapped(find_target(model, self._name, self._owner))
-        linear = LinearWeights(target, watched.inputs.example, extractor=watched.reader(model))
+        linear = stored_weights(target, watched.inputs.example, reader=lambda: watched.reader(model))
         path = next(name for name, module in model.named_modules() if module is target)
         self._prefix = f"{path}." if path else ""
         self._parameters = {name: target.get_parameter(name) for name in linear.parameter_names}
@@ -118,7 +119,7 @@ class ConstrainedWeights:
         return [weight.detach() for weight in self.linear.differentiable(self._parameters)]
 
     def network(self, tensors: Tensors | None = None) -> Network:
-        """The chain with these tensors, or as it is in the live model."""
+        """The network with these tensors, or as it is in the live model."""
         return self.linear.extractor.extract(tensors).network
 
     # Moving
@@ -162,7 +163,7 @@ class ConstrainedWeights:
         if all(isinstance(matrix, nn.Parameter) for matrix in matrices):
             return list(zip(matrices, directions, strict=True))  # type: ignore[arg-type]
         pairs = [(m, d) for m, d in zip(matrices, directions, strict=True) if m.requires_grad]
-        parameters = [parameter for parameter in self._parameters.values() if parameter.requires_grad]
+        parameters = list(dict.fromkeys(p for p in self._parameters.values() if p.requires_grad))  # shared ones once
         outputs, seeds = [m for m, _ in pairs], [d for _, d in pairs]
         gradients = torch.autograd.grad(outputs, parameters, seeds, allow_unused=True)
         return [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]

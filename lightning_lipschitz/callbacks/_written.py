@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,12 +13,11 @@ from lightning_lipschitz import api
 from lightning_lipschitz.callbacks._constrained import ConstrainedWeights, Tensors
 from lightning_lipschitz.certificate import Certificate, Multipliers, prove
 from lightning_lipschitz.certificate.verify import SIGNING_MARGIN
-from lightning_lipschitz.errors import LipschitzError, SolverError
+from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.network import Network
-from lightning_lipschitz.projection import CertifiedSet, nearest, round_and_sign
-from lightning_lipschitz.projection.multipliers import narrowed, widened
+from lightning_lipschitz.projection.multipliers import narrowed
 from lightning_lipschitz.projection.nearest import signed
-from lightning_lipschitz.projection.weights import LinearWeights
+from lightning_lipschitz.projection.stored import Store
 
 _RTOL = 1e-4  # of the certified bound, where it is searched for
 _ROUNDS = 3  # of the projection, where it goes far
@@ -93,18 +91,10 @@ class Author:
 
     def _nearby(self, tensors: Tensors, network: Network, multipliers: Multipliers) -> Written | None:
         """Projected on the set of these multipliers, unless that is far: others would then cost less."""
-        start = time.perf_counter()
-        given = [weight.double() for weight in self._weights.linear.read(tensors)]
-        projected = CertifiedSet.of(widened(network), multipliers).project(given)
-        if projected.distance > _NEAR * math.sqrt(sum(float(w.square().sum()) for w in given)):
-            return None
-        realise = _Realise(self._weights.linear, tensors)
-        try:
-            rounded = round_and_sign(projected.weights, network, multipliers, realise)
-        except SolverError:
-            return None
-        certificate = signed(rounded.network, rounded.proof, rounded.bound, time.perf_counter() - start)
-        return self._checked(tensors, realise.stored, certificate)
+        store = Store(self._weights.linear, tensors)
+        given = self._weights.linear.read(tensors)
+        found = self._weights.linear.nearby(given, network, multipliers, store, _NEAR)
+        return None if found is None else self._checked(tensors, store.stored, found.certificate)
 
     def _search(self, tensors: Tensors, network: Network) -> Written:
         # no warm start: what is found depends on the weights alone, and a resumed run finds the same
@@ -112,10 +102,10 @@ class Author:
         limit = self._max_lipschitz
         if limit is None or certificate.upper_bound <= limit:
             return Written({}, certificate)
-        realise = _Realise(self._weights.linear, tensors)
-        given = self._weights.linear.read(tensors)
-        found = nearest(given, network, limit, max_rounds=_ROUNDS, warm_start=certificate.state, realise=realise)
-        return self._checked(tensors, realise.stored, found.certificate)
+        linear, store = self._weights.linear, Store(self._weights.linear, tensors)
+        start = certificate.state
+        found = linear.nearest(linear.read(tensors), network, limit, store, max_rounds=_ROUNDS, warm_start=start)
+        return self._checked(tensors, store.stored, found.certificate)
 
     def _checked(self, tensors: Tensors, stored: dict[str, Tensor], certificate: Certificate) -> Written:
         if self._weights.network({**tensors, **stored}).digest != certificate.network_digest:
@@ -139,22 +129,6 @@ def _prove(network: Network, multipliers: Multipliers) -> Certificate | None:
         else:
             high, bound, proof = middle.rho, lower, middle
     return signed(network, proof, bound, time.perf_counter() - start)
-
-
-class _Realise:
-    """float64 matrices -> the matrices of the parameters that hold them; the parameters of the last call are kept.
-
-    On the CPU, where the certificate's network is read.
-    """
-
-    def __init__(self, linear: LinearWeights, tensors: Tensors) -> None:
-        self._linear = linear
-        self._own = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-        self.stored: dict[str, Tensor] = {}
-
-    def __call__(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        self.stored = self._linear.encode([weight.cpu() for weight in weights], self._own)
-        return self._linear.read({**self._own, **self.stored})
 
 
 def _same(one: Tensors, other: Tensors) -> bool:

@@ -17,7 +17,7 @@ from lightning_lipschitz.callbacks._arguments import (
 from lightning_lipschitz.callbacks._ranks import Failure
 from lightning_lipschitz.callbacks._training import ConstrainedTraining, Fit, gradient_scale
 from lightning_lipschitz.certificate import Multipliers
-from lightning_lipschitz.projection.consensus import Consensus, Problem, advance
+from lightning_lipschitz.projection.consensus import Consensus, Problem
 
 Mode = Literal["enforce", "regularize"]
 
@@ -68,9 +68,12 @@ class LipschitzADMM(ConstrainedTraining):
         penalty: r, in units of loss per squared weight; where it starts, with ``balance``.
         every_n_epochs: a round at the end of each epoch whose number, from one, this divides.
         every_n_steps: a round after so many optimizer steps as well; None for epochs only, where rounds are slow (a
-            round costs a LipSDP solve: 0.04 s for 196-50-10, seconds from a thousand units on).
+            round costs a LipSDP solve: 0.04 s for 196-50-10, seconds from a thousand units on; for other models than
+            chains it is some thirty factorisations of a matrix of all inputs and units).
         module: dotted name of the submodule that is held to the bound; ``""`` for the model's ``forward``, or for its
-            only child if it has none. A chain of ``nn.Linear`` with activations, dropout and flattening between.
+            only child if it has none. Chains of ``nn.Linear`` are fastest; also residual connections, concatenations,
+            convolutions, average pooling, batch norm in evaluation mode, shared weights: see
+            :func:`~lightning_lipschitz.project`.
         balance: let the penalty follow the residuals: doubled or halved when one is three times the other. Bounds far
             below what training tends to need it.
         prog_bar: whether to show the upper bound in the progress bar.
@@ -200,7 +203,7 @@ class LipschitzADMM(ConstrainedTraining):
         weights = fit.weights.matrices()
         consensus = self._consensus or Consensus.start(weights, self.penalty)
         problem = Problem(self.max_lipschitz, self.weight, self.balance)
-        moved = advance(consensus, weights, fit.weights.network(), problem)
+        moved = fit.weights.linear.advance(consensus, weights, fit.weights.network(), problem)
         return moved.to("cpu") if fit.ranks.many else moved
 
     # State

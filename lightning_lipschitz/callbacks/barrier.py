@@ -11,7 +11,7 @@ from lightning_lipschitz.callbacks._arguments import require, require_flag, requ
 from lightning_lipschitz.callbacks._path import Path
 from lightning_lipschitz.callbacks._ranks import Failure
 from lightning_lipschitz.callbacks._training import ConstrainedTraining, Fit, gradient_scale, learning_rate
-from lightning_lipschitz.projection.barrier import Start, start_inside
+from lightning_lipschitz.projection.barrier import Start
 from lightning_lipschitz.projection.multipliers import widened
 
 _MANY, _FEW = 0.2, 20  # rejected steps, as a share and as a number, beyond which the end of training warns
@@ -28,7 +28,8 @@ class LipschitzBarrier(ConstrainedTraining):
     and resuming needs nothing special. Weights that start outside are first moved to the nearest certified ones.
 
     Compared with :class:`LipschitzADMM`: the live weights are certified, not only what is written; each step costs a
-    factorisation of every layer, where ADMM works in rounds; accuracy is usually a little lower.
+    factorisation of every layer (of one matrix of all inputs and units, where the model is no chain of ``nn.Linear``),
+    where ADMM works in rounds; accuracy is usually a little lower.
 
     Logged, when validation starts or else when the training epoch ends:
 
@@ -47,7 +48,9 @@ class LipschitzBarrier(ConstrainedTraining):
         max_lipschitz: the bound L > 0, l2 output change per l2 input change.
         strength: :math:`\mu` at the largest learning rate, in units of loss.
         module: dotted name of the submodule that is held to the bound; ``""`` for the model's ``forward``, or for its
-            only child if it has none. A chain of ``nn.Linear`` with activations, dropout and flattening between.
+            only child if it has none. Chains of ``nn.Linear`` are fastest; also residual connections, concatenations,
+            convolutions, average pooling, shared weights: see :func:`~lightning_lipschitz.project`.
+            Batch norm that keeps running statistics moves the bound between steps and is refused.
         prog_bar: whether to show the upper bound in the progress bar.
 
     Attributes:
@@ -150,7 +153,9 @@ class LipschitzBarrier(ConstrainedTraining):
             )
 
     def _start(self, fit: Fit) -> Start:
-        found = start_inside(fit.weights.matrices(), widened(fit.weights.network()), self.max_lipschitz)
+        found = fit.weights.linear.start_inside(
+            fit.weights.matrices(), widened(fit.weights.network()), self.max_lipschitz
+        )
         if not fit.ranks.many:
             return found
         return Start([w.cpu() for w in found.weights], [q.cpu() for q in found.log_multipliers], found.moved)

@@ -12,6 +12,7 @@ from lightning_lipschitz.errors import ExtractionError
 from lightning_lipschitz.extraction.check import check
 from lightning_lipschitz.extraction.function import torch_function
 from lightning_lipschitz.extraction.interpret import interpret
+from lightning_lipschitz.extraction.linearised import Linearised
 from lightning_lipschitz.extraction.part import Input, Output, part
 from lightning_lipschitz.extraction.result import Extraction
 from lightning_lipschitz.extraction.trace import Graph, example, trace
@@ -85,6 +86,16 @@ class Extractor:
     def extract(self, weights: Mapping[str, torch.Tensor] | None = None) -> Extraction:
         """The network together with its activation functions, not checked."""
         return self._extract(self._tensors(weights))
+
+    def linearised(self, weights: Mapping[str, torch.Tensor] | None = None) -> Linearised:
+        """The matrices as differentiable functions of the parameters; ``weights`` as in :meth:`network`.
+
+        Raises:
+            NotLinearisedError: an activation of several values.
+        """
+        if self._graph is None:
+            self._graph = trace(self._model, self._example)
+        return Linearised(self._graph, {**self._attributes(self._graph), **self._tensors(weights)}, self._name)
 
     def _extract(self, tensors: Mapping[str, torch.Tensor]) -> Extraction:
         if self._graph is None:

@@ -41,15 +41,13 @@ def interpret(graph: Graph, weights: Mapping[str, torch.Tensor], prefix: str = "
         ExtractionError: samples of a batch act on each other, or the result is random.
         NonFiniteError: a parameter or a constant holds NaN or infinity.
     """
-    walk = _Walk(graph, weights, prefix)
-    # Where composed weights overflow, NonFiniteError follows.
-    with torch.no_grad(), torch.autocast("cpu", enabled=False), np.errstate(over="ignore", invalid="ignore"):
-        output = walk.run()
-        affine = walk.outputs(output)
-    return _assemble(affine, walk.layers, int(np.prod(graph.shape)), walk.resolution)
+    walk = Walk(graph, weights, prefix)
+    return _assemble(walk.affine(), walk.layers, int(np.prod(graph.shape)), walk.resolution)
 
 
-class _Walk:
+class Walk:
+    """One interpretation: the values of the nodes, and the layers as they are met."""
+
     def __init__(self, graph: Graph, weights: Mapping[str, torch.Tensor], prefix: str) -> None:
         self.graph, self.weights, self.prefix = graph, weights, prefix
         self.values: dict[torch.fx.Node, Any] = {}
@@ -57,6 +55,12 @@ class _Walk:
         self.layers: list[Activated] = []
         self.resolution = 0.0
         self.name = f"`{prefix}`" if prefix else "the model"
+
+    def affine(self) -> Expression:
+        """Walk; one sample's output."""
+        # Where composed weights overflow, NonFiniteError follows.
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), np.errstate(over="ignore", invalid="ignore"):
+            return self.outputs(self.run())
 
     def run(self) -> Any:
         """The value of the output node."""
@@ -161,15 +165,19 @@ def _constant_output(value: torch.Tensor, batch: int) -> Traced:
     return Traced.of_shape(expression, batch, value.shape[1:])
 
 
-def _assemble(output: Expression, layers: list[Activated], input_size: int, resolution: float) -> Extraction:
-    """Drop the layers that no one reads and number the others."""
+def numbering(output: Expression, layers: list[Activated]) -> dict[int, int]:
+    """Sources as they were met -> sources of the network, without the layers that no one reads."""
     needed: set[int] = set(output.terms)
     for k in range(len(layers), 0, -1):
         if k in needed:
             needed |= set(layers[k - 1].before.terms)
-    kept = sorted(needed - {0})
-    number = {0: 0} | {k: new for new, k in enumerate(kept, start=1)}
-    met = [layers[k - 1] for k in kept]
+    return {0: 0} | {k: new for new, k in enumerate(sorted(needed - {0}), start=1)}
+
+
+def _assemble(output: Expression, layers: list[Activated], input_size: int, resolution: float) -> Extraction:
+    """Drop the layers that no one reads and number the others."""
+    number = numbering(output, layers)
+    met = [layers[k - 1] for k in number if k]
     network = Network(
         input_size,
         tuple(

@@ -1,6 +1,8 @@
 """Weights -> weights with a certified bound: projections, their multipliers, and the log-determinant barrier."""
 
 from lightning_lipschitz.projection.certified_set import CertifiedSet, Projected, State
+from lightning_lipschitz.projection.family import stored_weights
+from lightning_lipschitz.projection.graph_weights import GraphWeights
 from lightning_lipschitz.projection.multipliers import Solved, solve_multipliers
 from lightning_lipschitz.projection.nearest import Nearest, nearest, scaled
 from lightning_lipschitz.projection.project import project
@@ -10,6 +12,7 @@ from lightning_lipschitz.projection.weights import LinearWeights
 
 __all__ = [
     "CertifiedSet",
+    "GraphWeights",
     "LinearWeights",
     "Nearest",
     "Projected",
@@ -23,4 +26,5 @@ __all__ = [
     "round_and_sign",
     "scaled",
     "solve_multipliers",
+    "stored_weights",
 ]

@@ -163,7 +163,7 @@ def advance(consensus: Consensus, weights: Sequence[Tensor], network: Network, p
     shifted = [w + y / consensus.penalty for w, y in zip(doubles, consensus.duals, strict=True)]
     nearest, bound, state = _project(ball, shifted, consensus, problem)
     moved = replace(current, weights=nearest, bound=bound, state=state)
-    return _update_duals(moved, doubles, consensus.weights, problem.balance)
+    return update_duals(moved, doubles, consensus.weights, problem.balance)
 
 
 def _is_recent(consensus: Consensus, weights: Sequence[Tensor], problem: Problem) -> bool:
@@ -216,7 +216,8 @@ def _project(
     return free.weights, free.rho**0.5, free.state
 
 
-def _update_duals(new: Consensus, weights: Sequence[Tensor], before: Sequence[Tensor], balance: bool) -> Consensus:
+def update_duals(new: Consensus, weights: Sequence[Tensor], before: Sequence[Tensor], balance: bool) -> Consensus:
+    """Y after W_bar has moved, and the residuals."""
     gaps = [w - wbar for w, wbar in zip(weights, new.weights, strict=True)]
     duals = [y + new.penalty * gap for y, gap in zip(new.duals, gaps, strict=True)]
     moves = [a - b for a, b in zip(new.weights, before, strict=True)]

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +31,26 @@ MARGIN = 1e-7  # of the bound: kept for the kernel, which proves more than a Cho
 SMALLEST_STEP = 2.0**-20
 
 Weights = Callable[[float], Sequence[Tensor]]
+
+
+class Inside(Protocol):
+    """What training strictly inside a certified set needs of it."""
+
+    @property
+    def multipliers(self) -> list[Tensor]:
+        """lambda, one tensor a layer."""
+
+    def gradient(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Of -b in the weights, in their dtype. The weights must be inside."""
+
+    def contains(self, weights: Sequence[Tensor]) -> bool:
+        """Whether the weights are strictly inside, in floating point."""
+
+    def largest_step(self, weights: Weights) -> float:
+        """The largest t of 1/2, 1/4, ... with ``weights(t)`` strictly inside; 0 where none is."""
+
+    def centre(self, weights: Sequence[Tensor]) -> None:
+        """Move the multipliers up b."""
 
 
 class Interior:
@@ -73,12 +94,7 @@ class Interior:
 
     def largest_step(self, weights: Weights) -> float:
         """The largest t of 1/2, 1/4, ... with ``weights(t)`` strictly inside; 0 where none is."""
-        t = 0.5
-        while t >= SMALLEST_STEP:
-            if self.contains(weights(t)):
-                return t
-            t /= 2
-        return 0.0
+        return halved(lambda t: self.contains(weights(t)))
 
     @torch.no_grad()
     def centre(self, weights: Sequence[Tensor]) -> None:
@@ -103,6 +119,16 @@ class Interior:
         with torch.enable_grad():
             value = log_det(doubles, logs, self._bound, self._given_slopes)
             return list(torch.autograd.grad(-value, doubles))
+
+
+def halved(accepted: Callable[[float], bool]) -> float:
+    """The largest t of 1/2, 1/4, ... that is accepted; 0 where none is."""
+    t = 0.5
+    while t >= SMALLEST_STEP:
+        if accepted(t):
+            return t
+        t /= 2
+    return 0.0
 
 
 @dataclass(frozen=True, eq=False)

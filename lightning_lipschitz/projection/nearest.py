@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lightning_lipschitz.bounds.search import Settings, certify_network
 from lightning_lipschitz.certificate import Certificate, Multipliers, Status
+from lightning_lipschitz.errors import SolverError
 from lightning_lipschitz.network import Network
-from lightning_lipschitz.projection.certified_set import State
+from lightning_lipschitz.projection.certified_set import CertifiedSet, State
 from lightning_lipschitz.projection.descent import Descent
 from lightning_lipschitz.projection.multipliers import (
     Solved,
@@ -109,6 +110,30 @@ def nearest(
     rounded = round_and_sign(found.weights, network, ball.multipliers, realise)
     answer = _answer(rounded, given, ball.multipliers, clock)
     return replace(answer, state=found.state, warm_start=warm_start, rounds=descent.projections)
+
+
+def nearby(
+    weights: Sequence[Tensor], network: Network, multipliers: Multipliers, realise: Realise, within: float
+) -> Nearest | None:
+    """The nearest weights for which these multipliers prove their bound, in one projection.
+
+    Args:
+        weights: of a chain.
+        network: the chain; its slopes are used, not its matrices.
+        multipliers: of the widened network.
+        realise: as in :func:`nearest`.
+        within: relative distance beyond which other multipliers would cost less: None, as where nothing is signed.
+    """
+    clock = time.perf_counter()
+    given = [weight.detach().double() for weight in weights]
+    projected = CertifiedSet.of(widened(network), multipliers).project(given)
+    if projected.distance > within * sqrt(sum(float(w.square().sum()) for w in given)):
+        return None
+    try:
+        rounded = round_and_sign(projected.weights, network, multipliers, realise)
+    except SolverError:
+        return None
+    return _answer(rounded, given, multipliers, clock)
 
 
 def scaled(

@@ -12,10 +12,11 @@ from torch import nn
 
 from lightning_lipschitz.bounds.search import Settings, certify_network
 from lightning_lipschitz.certificate import Certificate
-from lightning_lipschitz.errors import ArgumentError
+from lightning_lipschitz.errors import ArgumentError, SolverError
+from lightning_lipschitz.projection.family import stored_weights
 from lightning_lipschitz.projection.multipliers import squared
-from lightning_lipschitz.projection.nearest import nearest
-from lightning_lipschitz.projection.weights import LinearWeights
+from lightning_lipschitz.projection.nearest import Nearest
+from lightning_lipschitz.projection.stored import Store, StoredWeights
 
 
 def project(
@@ -35,13 +36,16 @@ def project(
         M(L^2, \lambda; \bar W) \succeq 0,
 
     with M of :mod:`lightning_lipschitz.certificate.lmi`. For fixed lambda it is the convex step of Pauli et al.
-    ("Training robust neural networks using Lipschitz bounds", L-CSS 2021), here a projection on a spectral ball; lambda
-    descends along the gradient of its value. The joint problem is not convex: a local minimum, never further away than
-    all layers scaled alike. Biases and all other parameters stay. A model that meets the bound is not touched.
+    ("Training robust neural networks using Lipschitz bounds", L-CSS 2021), here for chains of ``nn.Linear`` a
+    projection on a spectral ball; lambda descends along the gradient of its value. Other models (residual,
+    concatenated, convolutional, with batch norm in evaluation mode, with shared weights) follow the path of a
+    log-determinant barrier in their parameters and lambda together, and the distance is that of the parameters. Either
+    problem is not convex: a local minimum; it starts from all weights scaled alike. Biases and all other parameters
+    stay. A model that meets the bound is not touched.
 
     Args:
-        model: a chain of ``nn.Linear`` with activations, dropout and flattening between; weight norm is written
-            through.
+        model: any that :func:`~lightning_lipschitz.certify` reads as explicit matrices, of up to 4000 inputs and units,
+            with elementwise activations, softmax or sorting. Weight norm is written through.
         max_lipschitz: the bound L > 0, output change per input change.
         example_input: one batch of inputs, shape (batch, ...). By default the module's ``example_input_array``.
         rtol: relative decrease of the distance that is worth three more projections.
@@ -55,7 +59,8 @@ def project(
 
     Raises:
         ArgumentError: a bound that is not positive, or other unusable arguments.
-        ProjectionError: a layer whose weights cannot be projected; names the submodule.
+        ProjectionError: a layer whose weights cannot be projected; names the submodule. A bound that skip connections
+            alone exceed.
         ExtractionError, NonFiniteError: the model cannot be read.
         SolverError: nothing could be certified. The model is as it was.
 
@@ -68,24 +73,40 @@ def project(
     _check(max_lipschitz, rtol, max_rounds, time_limit)
     if example_input is None:
         example_input = getattr(model, "example_input_array", None)
-    weights = LinearWeights(model, example_input)
+    weights = stored_weights(model, example_input)
     network = weights.network()
     inside = certify_network(network, Settings(device=str(device)))
     if inside.upper_bound <= max_lipschitz:
         return inside
-    found = nearest(
+    found = weights.nearest(
         weights.read(),
         network,
         max_lipschitz,
+        Store(weights),
         rtol=rtol,
         max_rounds=max_rounds,
         time_limit=time_limit,
         device=str(device),
         warm_start=inside.state,
-        realise=weights.realise,
     )
-    weights.write(found.intended)
+    _write(weights, found)
     return replace(found.certificate, seconds=time.perf_counter() - start)
+
+
+def _write(weights: StoredWeights, found: Nearest) -> None:
+    """Write, and make sure that what is read is what was certified; else put back what was there.
+
+    Raises:
+        SolverError: it is not.
+    """
+    before = {name: tensor.detach().clone() for name, tensor in weights.tensors().items()}
+    weights.write(found.intended)
+    if weights.extractor.extract().network.digest == found.certificate.network_digest:
+        return
+    with torch.no_grad():
+        for name, tensor in weights.tensors().items():
+            tensor.copy_(before[name])
+    raise SolverError("the projected weights do not read back as they were certified; please report this.")
 
 
 def _check(max_lipschitz: float, rtol: float, max_rounds: int, time_limit: float | None) -> None:

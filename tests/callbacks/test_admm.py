@@ -275,7 +275,7 @@ def test_a_round_that_fails_costs_the_round(trainer, monkeypatch):
     def broken(*_):
         raise RuntimeError("no solver")
 
-    monkeypatch.setattr("lightning_lipschitz.callbacks.admm.advance", broken)
+    monkeypatch.setattr("lightning_lipschitz.projection.weights.advance", broken)
     module = Classifier()
     with pytest.warns(UserWarning, match="a round failed in epoch 0, training goes on: RuntimeError: no solver"):
         trainer(LipschitzADMM(0.3, every_n_steps=2)).fit(module, loader(), loader(8))
@@ -353,10 +353,10 @@ class Orthogonal(Classifier):
         self.net = nn.Sequential(parametrizations.orthogonal(nn.Linear(INPUTS, 8)), nn.ReLU(), nn.Linear(8, CLASSES))
 
 
-class Normalised(Classifier):
+class Pooled(Classifier):
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(INPUTS, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, CLASSES))
+        self.net = nn.Sequential(nn.Linear(INPUTS, 9), nn.Unflatten(1, (1, 9)), nn.MaxPool1d(3), nn.Flatten())
 
 
 @METHODS
@@ -365,7 +365,7 @@ class Normalised(Classifier):
     [
         (Spectral, "SpectralNorm|spectral_norm"),
         (Orthogonal, "Orthogonal"),
-        (Normalised, "not supported yet"),
+        (Pooled, "cannot be projected yet"),
         (Uncertifiable, "cannot be certified"),
     ],
 )

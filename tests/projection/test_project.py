@@ -119,43 +119,31 @@ def test_the_matrices_are_functions_of_the_parameters():
     assert model[2].weight.grad is not None
 
 
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(6, 6)
-
-    def forward(self, x):
-        return self.layer(torch.relu(self.layer(x)))
-
-
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer, self.out = nn.Linear(6, 6), nn.Linear(6, 2)
-
-    def forward(self, x):
-        return self.out(x + torch.relu(self.layer(x)))
-
-
-class Functional(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(3, 6))
-
-    def forward(self, x):
-        return x @ self.weight.T
-
-
 def partly_frozen() -> nn.Module:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     model[2].weight.requires_grad_(False)
     return model
 
 
-def tied_parameters() -> nn.Module:
-    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
-    model[2].weight = model[0].weight
+def convolution(wrap=lambda module: module) -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (1, 6)), wrap(nn.Conv1d(1, 2, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+
+
+def partly_frozen_convolution() -> nn.Module:
+    model = convolution()
+    model[1].weight.requires_grad_(False)
     return model
+
+
+class Skip(nn.Module):
+    """x + g(x)."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return x + torch.relu(self.layer(x))
 
 
 def old_spectral_norm() -> nn.Module:
@@ -172,18 +160,18 @@ REFUSED = {
         lambda: nn.Sequential(nn.Linear(6, 6), nn.ReLU(), parametrizations.orthogonal(nn.Linear(6, 6))),
         "`2`.*_Orthogonal",
     ),
-    "batch norm": (
-        lambda: nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)),
-        r"`1` \(BatchNorm1d\).*not supported yet",
+    "maximum": (
+        lambda: nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 2, 3), nn.MaxPool1d(2), nn.Flatten()),
+        r"`2` \(MaxPool1d\).*cannot be projected yet",
     ),
-    "convolution": (
-        lambda: nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)),
-        r"`1` \(Conv1d\).*not supported yet",
+    "spectral norm of a convolution": (
+        lambda: convolution(parametrizations.spectral_norm),
+        r"`1` \(Conv1d\).*_Spectral",
     ),
-    "used twice": (Tied, "`layer`.*more than once"),
-    "tied": (tied_parameters, "more than once"),
-    "skip connection": (Residual, "Residual.*not supported yet"),
-    "no linear layer": (Functional, "Functional.*not supported yet"),
+    "frozen convolution": (partly_frozen_convolution, r"`1` \(Conv1d\).*frozen"),
+    "skip connection alone": (Skip, "skip connections, has a Lipschitz bound of 1 "),
+    "no weights": (lambda: nn.Sequential(nn.ReLU(), nn.Sigmoid()), "no weights"),
+    "too large": (lambda: nn.Sequential(Skip(), nn.Linear(6, 4100), nn.ReLU()), "4112 inputs and units"),
     "partly frozen": (partly_frozen, "`2`.*frozen"),
 }
 
@@ -220,3 +208,9 @@ def test_weights_that_are_not_finite_are_refused():
         model.weight[0, 0] = math.nan
     with pytest.raises(NonFiniteError, match="weight"):
         project(model, 1.0, X)
+
+
+def test_explicit_matrices_that_would_be_too_large_are_refused_before_they_are_made():
+    model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(), nn.Conv2d(1, 1, 3, padding=1), nn.ReLU())
+    with pytest.raises(ProjectionError, match=r"the matrices up to `.` take .* GiB: not yet.*CLIPMixin"):
+        project(model, 1e-3, torch.zeros(2, 1, 128, 128))

@@ -1,0 +1,92 @@
+"""Weights strictly inside the certified set of a graph: all scaled alike, until LipSDP proves the bound with room."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from lightning_lipschitz.bounds import interior_point
+from lightning_lipschitz.errors import ProjectionError, SolverError
+from lightning_lipschitz.network import Array, Network
+from lightning_lipschitz.projection.dense import Form
+from lightning_lipschitz.projection.graph_descent import Place, centre
+from lightning_lipschitz.projection.graph_map import GraphMap, form_of
+from lightning_lipschitz.projection.multipliers import squared
+
+_RTOL = 1e-3  # of LipSDP, which only has to find a start
+_LOW, _GOAL, _HIGH = (
+    0.75,
+    0.88,
+    0.97,
+)  # of the way from the bound at zero weights to the one asked for: where the start may be
+_NARROW = 1.1  # interval of t that is not worth another solve
+_TRIALS = 60
+_LEAST_MULTIPLIER = 1e-9  # of the largest in its layer
+_STEPS = 8  # of Newton's method, towards the centre of the multipliers
+
+
+def scaled_inside(
+    map: GraphMap, network: Network, weights: Sequence[Tensor], max_lipschitz: float, device: str = "auto"
+) -> Place:
+    """``t * weights`` with t in (0, 1] as large as a few solves of LipSDP find.
+
+    The bound is no power of t where some paths have more weights than others, and skip connections have none: their
+    bound remains at t = 0.
+
+    Args:
+        map: weights -> rows.
+        network: with slopes that contain zero; its matrices are not used.
+        weights: float64.
+        max_lipschitz: the bound that is to be left room to.
+        device: where LipSDP computes.
+
+    Raises:
+        ProjectionError: the bound at zero weights is not below the one asked for.
+        SolverError: no such t was found.
+    """
+    form, rho = form_of(network, weights), squared(max_lipschitz)
+    least = _bound(map, network, [0.0 * weight for weight in weights])
+    if least >= max_lipschitz * (1.0 - 1e-6):
+        raise _unreachable(network, least, max_lipschitz)
+    room = max_lipschitz - least
+    low, high, t, best = 0.0, 1.0, 1.0, None
+    for _ in range(_TRIALS):
+        moved = [t * weight for weight in weights]
+        found = interior_point.propose(map.network(network, moved), rtol=_RTOL, device=device).multipliers
+        share = (math.sqrt(found.rho) - least) / room
+        place = Place(moved, _logs(form, found.values), rho)
+        centred = centre(map, form, place, _STEPS) if share <= _HIGH else None
+        if centred is None:
+            high = t
+        else:
+            low, best = t, centred
+            if share >= _LOW or t == 1.0 or high < _NARROW * low:
+                return best
+        guess = t * (max(share, 1e-12) / _GOAL) ** (-1.0 / len(weights))
+        t = guess if low < guess < high else math.sqrt(low * high) or 0.5 * high
+    if best is None:
+        raise SolverError("no smaller weights were found that meet the bound; it may be out of the range of float64.")
+    return best
+
+
+def _bound(map: GraphMap, network: Network, weights: Sequence[Tensor]) -> float:
+    there = map.network(network, weights)
+    if not any(term.matrix.any() for affine in there.affines for term in affine.terms):
+        return 0.0
+    return math.sqrt(interior_point.propose(there, rtol=_RTOL).multipliers.rho)
+
+
+def _logs(form: Form, values: Sequence[Array]) -> Tensor:
+    floored = [np.maximum(value, _LEAST_MULTIPLIER * value.max() or 1.0) for value in values]
+    return form.shared(floored).log()
+
+
+def _unreachable(network: Network, least: float, max_lipschitz: float) -> ProjectionError:
+    reason = (
+        f"what has no weights, such as skip connections, has a Lipschitz bound of {least:.4g} alone, not below the "
+        f"{max_lipschitz:.4g} asked for."
+    )
+    return ProjectionError("", "model", reason, "Ask for a larger bound, or scale the skip connections down.")

@@ -1,0 +1,87 @@
+"""Models beyond chains of nn.Linear: name -> (factory, shape of one sample)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from tests.models import Lambda, randomized_norm
+
+
+def residual(width=8):
+    def forward(m, x):
+        h = torch.relu(m.first(x))
+        h = h + torch.tanh(m.second(h))
+        return m.last(h)
+
+    return Lambda(forward, first=nn.Linear(6, width), second=nn.Linear(width, width), last=nn.Linear(width, 3))
+
+
+def concatenation():
+    def forward(m, x):
+        return m.last(torch.cat([torch.relu(m.one(x)), torch.tanh(m.two(x)), x], 1))
+
+    return Lambda(forward, one=nn.Linear(6, 5), two=nn.Linear(6, 4), last=nn.Linear(15, 3))
+
+
+def tied():
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    model[2].weight = model[0].weight
+    return model
+
+
+def cnn():
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1, bias=False),
+        randomized_norm(nn.BatchNorm2d, 3),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(12, 4),
+    )
+
+
+GRAPHS = {
+    "residual": (residual, (6,)),
+    "concatenation": (concatenation, (6,)),
+    "skip": (lambda: Lambda(lambda m, x: x + torch.relu(m.a(x)), a=nn.Linear(5, 5)), (5,)),
+    "tied": (tied, (6,)),
+    "used twice": (lambda: Lambda(lambda m, x: m.a(torch.relu(m.a(x))), a=nn.Linear(6, 6)), (6,)),
+    "cnn": (cnn, (1, 4, 4)),
+    "batch norm": (
+        lambda: nn.Sequential(nn.Linear(6, 8), randomized_norm(nn.BatchNorm1d, 8), nn.ReLU(), nn.Linear(8, 3)),
+        (6,),
+    ),
+    "transposed": (
+        lambda: nn.Sequential(nn.Conv1d(1, 3, 3, stride=2), nn.LeakyReLU(0.1), nn.ConvTranspose1d(3, 2, 3)),
+        (1, 9),
+    ),
+    "weight norm": (
+        lambda: nn.Sequential(
+            parametrizations.weight_norm(nn.Conv1d(1, 3, 3)), nn.GELU(), nn.Flatten(), nn.Linear(21, 3)
+        ),
+        (1, 9),
+    ),
+    "3d": (lambda: nn.Sequential(nn.Conv3d(1, 2, 2), nn.SiLU(), nn.Flatten(), nn.Linear(16, 2)), (1, 3, 3, 3)),
+    "softmax": (
+        lambda: nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3), nn.Softmax(1)),
+        (1, 6),
+    ),
+    "one convolution": (lambda: nn.Conv1d(1, 2, 3), (1, 9)),
+    "functional": (lambda: Lambda(lambda m, x: torch.relu(x) @ m.a.weight.T, a=nn.Linear(6, 3)), (6,)),
+    "wide input": (
+        lambda: Lambda(lambda m, x: m.b(x[:, :4] + torch.relu(m.a(x))), a=nn.Linear(40, 4), b=nn.Linear(4, 2)),
+        (40,),
+    ),
+    "double": (lambda: residual().double(), (6,)),
+    "frozen": (lambda: residual().requires_grad_(False), (6,)),
+}
+
+
+def build(name):
+    """The model, with the same weights every time, and an example input."""
+    torch.manual_seed(0)
+    make, shape = GRAPHS[name]
+    model = make()
+    return model, torch.zeros(2, *shape, dtype=next(model.parameters()).dtype)

@@ -1,0 +1,232 @@
+"""project on models beyond chains: the map is the extractor's, the bound holds of what a file holds, and it is near."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lightning_lipschitz as ll
+from lightning_lipschitz.extraction import Extractor
+from lightning_lipschitz.extraction.linearised import NotLinearisedError
+from lightning_lipschitz.projection import nearest, project
+from lightning_lipschitz.projection.dense import Form, centred, evaluate
+from lightning_lipschitz.projection.graph_map import rows_of, with_rows
+from lightning_lipschitz.projection.graph_nearest import nearest as nearest_on_graph
+from lightning_lipschitz.projection.graph_weights import GraphWeights
+from lightning_lipschitz.projection.multipliers import widened
+from lightning_lipschitz.projection.quasi_newton import Value, minimise
+from lightning_lipschitz.projection.stored import Store
+from tests import models
+from tests.helpers import NETWORKS
+from tests.projection.convex import dense_lmi, some_multipliers
+from tests.projection.graphs import GRAPHS, build
+
+
+@pytest.fixture(params=GRAPHS)
+def case(request):
+    return (request.param, *build(request.param))
+
+
+# The map
+
+
+ZOO = {name: made for name, made in models.ZOO.items() if isinstance(made, tuple)}
+NOT_YET = ("max", "topk", "norm", "logsumexp")  # in the names of operators of several values
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_differentiable_map_gives_the_matrices_of_the_extractor(name):
+    make, shape = ZOO[name]
+    torch.manual_seed(0)
+    model = make()
+    extractor = Extractor(model, torch.zeros(2, *shape))
+    network = extractor.network()
+    if sum(network.sizes) > 500:
+        pytest.skip("takes long")
+    given = {name: p.detach().double() for name, p in model.named_parameters(remove_duplicate=False)}
+    try:
+        found = torch.cat(extractor.linearised()(given or {"none": torch.zeros(1)})).numpy()
+    except NotLinearisedError as error:
+        pytest.skip(f"not yet: {error.operator}" if any(part in error.operator.lower() for part in NOT_YET) else "")
+    expected = rows_of(network)
+    assert found == pytest.approx(expected, abs=1e-6 * max(1.0, np.abs(expected).max(initial=0.0)))
+    rebuilt = with_rows(network, *torch.tensor(expected).split([network.num_units, network.output.size]))
+    assert rebuilt.sizes == network.sizes
+    assert np.array_equal(rows_of(rebuilt), expected)
+
+
+def test_it_follows_the_parameters_and_the_buffers(case):
+    _, model, x = case
+    weights, generator = GraphWeights(model, x), torch.Generator().manual_seed(1)
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in [*moved.parameters(), *moved.buffers()]:
+            if tensor.is_floating_point():
+                tensor.mul_(1 + 0.1 * torch.rand(tensor.shape, generator=generator))
+    own = {name: tensor.detach() for name, tensor in [*moved.named_parameters(), *moved.named_buffers()]}
+    there = GraphWeights(moved, x)
+    found = torch.cat(weights.map(own)([w.double() for w in there.read()])).detach().numpy()
+    assert found == pytest.approx(rows_of(there.network()), rel=1e-5, abs=1e-6)
+
+
+def test_only_what_acts_on_the_matrices_is_a_weight(case):
+    _, model, x = case
+    names = GraphWeights(model, x).parameter_names
+    assert not any("bias" in name for name in names)
+    assert set(names) <= set(model.state_dict())
+
+
+def test_weights_written_are_weights_read(case):
+    _, model, x = case
+    weights = GraphWeights(model, x)
+    new = [0.5 * w.double() for w in weights.read()]
+    promised, state = weights.realise(new), weights.encode(new)
+    weights.write(new)
+    assert all(torch.equal(a, b) for a, b in zip(promised, weights.read(), strict=True))
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
+
+
+# The log-determinant
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_log_determinant_and_derivatives_are_those_of_the_dense_matrix(name):
+    network = NETWORKS[name]()
+    if name in ("tiny", "huge"):
+        pytest.skip("finite differences do not reach there")
+    form, proof = Form.of(network), some_multipliers(network)
+    logs, factor = form.shared(proof.values).log(), 1.0
+    stack = torch.tensor(rows_of(network))
+
+    def value(stack, logs, log_rho):
+        point = evaluate(form, *stack.split([network.num_units, network.output.size]), logs, math.exp(log_rho))
+        return point if point is None else point.value
+
+    while value(factor * stack, logs, math.log(proof.rho)) is None:
+        factor *= 0.7
+    stack, log_rho = 0.7 * factor * stack, math.log(proof.rho)
+    small = with_rows(network, *stack.split([network.num_units, network.output.size]))
+    sign, expected = np.linalg.slogdet(dense_lmi(small, proof))
+    scale = network.input_size * log_rho + sum(np.log(2 * values).sum() for values in proof.values)
+    assert sign > 0
+    assert value(stack, logs, log_rho) == pytest.approx(expected - scale, rel=1e-9, abs=1e-9)
+    point = evaluate(form, *stack.split([network.num_units, network.output.size]), logs, proof.rho)
+    found, step = point.gradients(), 1e-5
+    generator = torch.Generator().manual_seed(0)
+    mask = (stack != 0).double()  # where a matrix stands: the slopes of others do not belong to the network
+    for direction in (torch.randn(stack.shape, generator=generator, dtype=stack.dtype) * mask for _ in range(3)):
+        slope = (value(stack + step * direction, logs, log_rho) - value(stack - step * direction, logs, log_rho)) / (
+            2 * step
+        )
+        assert float((torch.cat([found.rows, found.output]) * direction).sum()) == pytest.approx(
+            slope, rel=1e-5, abs=1e-6
+        )
+    for k in range(len(logs)):
+        move = torch.zeros_like(logs)
+        move[k] = step
+        slope = (value(stack, logs + move, log_rho) - value(stack, logs - move, log_rho)) / (2 * step)
+        assert float(found.logs[k]) == pytest.approx(slope, rel=1e-5, abs=1e-6)
+    slope = (value(stack, logs, log_rho + step) - value(stack, logs, log_rho - step)) / (2 * step)
+    assert found.log_rho == pytest.approx(slope, rel=1e-5, abs=1e-6)
+    rows = stack.split([network.num_units, network.output.size])
+    if len(logs):
+        first = evaluate(form, *rows, logs, proof.rho)
+        for _ in range(60):
+            before, logs = value(stack, logs, log_rho), centred(form, *rows, logs, proof.rho)
+            assert value(stack, logs, log_rho) >= before - 1e-9
+        last = evaluate(form, *rows, logs, proof.rho)
+        assert last.gradients().logs.abs().max() < 0.7 * first.gradients().logs.abs().max()
+
+
+def test_the_quasi_newton_method_stays_inside_and_finds_the_centre():
+    """x - log(x) and the like, far from the start."""
+    goal = torch.linspace(0.5, 4.0, 8, dtype=torch.float64)
+
+    def function(x):
+        return Value(float((x / goal - x.log()).sum()), lambda: 1 / goal - 1 / x) if (x > 0).all() else None
+
+    found, values = minimise(function, torch.full((8,), 9.0, dtype=torch.float64), iterations=100, tolerance=1e-14)
+    assert found == pytest.approx(goal, rel=1e-5)
+    assert values < 100
+
+
+# The projection
+
+
+@pytest.mark.parametrize(
+    ("name", "share"), [*((name, 0.6) for name in GRAPHS), ("residual", 0.1), ("cnn", 0.1), ("transposed", 0.1)]
+)
+def test_the_bound_holds_of_the_file_and_all_else_stays(name, share, tmp_path):
+    model, x = build(name)
+    bound = ll.certify(model, x).upper_bound
+    target = 1 + share * (bound - 1) if name == "skip" else share * bound
+    before = copy.deepcopy(model.state_dict())
+    certificate = project(model, target, x)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    again = build(name)[0]
+    again.load_state_dict(torch.load(tmp_path / "model.pt"))
+    assert certificate.upper_bound <= target
+    assert ll.verify(certificate, again, x) == certificate.upper_bound
+    steep = name not in ("transposed",)  # slopes without zero are widened, at some cost
+    assert ll.certify(again, x).upper_bound >= (0.97 if steep else 0.9) * target
+    written = set(GraphWeights(again, x).parameter_names)
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in before.items() if key not in written)
+
+
+@pytest.mark.parametrize("name", ["residual", "skip", "tied", "cnn", "transposed", "one convolution"])
+def test_it_is_nearer_than_all_weights_scaled_alike(name):
+    model, x = build(name)
+    weights, bound = GraphWeights(model, x), ll.certify(model, x).upper_bound
+    target = 1 + 0.3 * (bound - 1) if name == "skip" else 0.3 * bound
+    given, network = weights.read(), weights.network()
+    found = weights.nearest(given, network, target, Store(weights))
+    low, high = 0.0, 1.0
+    for _ in range(8):
+        middle = 0.5 * (low + high)
+        there = weights.map().network(widened(network), [middle * w.double() for w in given])
+        low, high = (middle, high) if ll.certify(there, rtol=1e-3).upper_bound <= target else (low, middle)
+    scaled = (1 - low) * math.sqrt(sum(float(w.double().square().sum()) for w in given))
+    assert found.distance <= scaled * (1 + 1e-2)
+    if name != "one convolution":  # of one layer, little can be gained
+        assert found.distance <= 0.95 * scaled
+
+
+def test_a_model_that_meets_the_bound_is_not_touched(case):
+    _, model, x = case
+    bound, before = ll.certify(model, x).upper_bound, copy.deepcopy(model.state_dict())
+    assert project(model, 1.001 * bound, x).upper_bound <= bound * (1 + 1e-6)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_on_a_chain_it_is_about_as_near_as_the_method_of_chains(share):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 4))
+    weights = GraphWeights(model, torch.zeros(2, 8))
+    network, given = weights.network(), weights.read()
+    target = share * ll.certify(network).upper_bound
+    there = nearest(given, network, target)
+    here = nearest_on_graph(weights.map(), given, network, target, Store(weights))
+    assert here.distance <= 1.03 * there.distance
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_every_dtype_of_weights_is_signed(dtype):
+    model = build("residual")[0].to(dtype)
+    x = torch.zeros(2, 6, dtype=dtype)
+    target = 0.3 * ll.certify(model, x).upper_bound
+    certificate = project(model, target, x)
+    assert certificate.upper_bound <= target
+    assert ll.certify(model, x).upper_bound >= 0.5 * target
+
+
+@pytest.mark.parametrize("target", [1e-3, 1e-20])
+def test_bounds_that_leave_next_to_nothing_give_finite_weights(target):
+    model, x = build("residual")
+    assert project(model, target, x).upper_bound <= target
+    assert all(value.isfinite().all() for value in model.state_dict().values())
