@@ -27,10 +27,11 @@ class ConstrainedWeights:
     Args:
         name: of the submodule, as the callback's argument ``module``.
         owner: the callback's class, for messages.
+        max_lipschitz: the bound, if there is one.
     """
 
-    def __init__(self, name: str, owner: str) -> None:
-        self._name, self._owner = name, owner
+    def __init__(self, name: str, owner: str, max_lipschitz: float | None = None) -> None:
+        self._name, self._owner, self._max_lipschitz = name, owner, max_lipschitz
         self._watched: Watched | None = None
         self._linear: StoredWeights | None = None
         self._parameters: dict[str, nn.Parameter] = {}
@@ -81,7 +82,8 @@ class ConstrainedWeights:
         """Trace, if that is not done and an example input has been seen; whether it is done.
 
         Raises:
-            LipschitzError: the submodule cannot be read, or holds layers that cannot be projected.
+            LipschitzError: the submodule cannot be read, holds layers that cannot be projected, or has no weights with
+                the bound.
         """
         watched = self._watched
         if self._linear is None and watched is not None and watched.inputs.arguments is not None:
@@ -92,6 +94,8 @@ class ConstrainedWeights:
     def _trace(self, model: LightningModule, watched: Watched) -> StoredWeights:
         target = unwrapped(find_target(model, self._name, self._owner))
         linear = stored_weights(target, watched.inputs.example, reader=lambda: watched.reader(model))
+        if self._max_lipschitz is not None:
+            linear.require_reachable(self._max_lipschitz)
         path = next(name for name, module in model.named_modules() if module is target)
         self._prefix = f"{path}." if path else ""
         self._parameters = {name: target.get_parameter(name) for name in linear.parameter_names}

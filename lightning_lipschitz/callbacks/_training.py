@@ -71,7 +71,7 @@ class ConstrainedTraining(Callback):
         siblings = [callback for callback in trainer.callbacks if isinstance(callback, type(self))]  # type: ignore[attr-defined]
         prefix = choose_prefix(self, siblings, self.base)
         self._report = Report(prefix, self.prog_bar, None)
-        weights, ranks = ConstrainedWeights(self.module, owner), Ranks(trainer)
+        weights, ranks = ConstrainedWeights(self.module, owner, self.max_lipschitz), Ranks(trainer)
         author = Author(weights, self.max_lipschitz)
         self._fit = Fit(weights, author, ranks, Gate(trainer, pl_module, weights, author, ranks, prefix))
         self._fit.gate.install(trainer)

@@ -72,7 +72,7 @@ class LipschitzADMM(ConstrainedTraining):
             chains it is some thirty factorisations of a matrix of all inputs and units).
         module: dotted name of the submodule that is held to the bound; ``""`` for the model's ``forward``, or for its
             only child if it has none. Chains of ``nn.Linear`` are fastest; also residual connections, concatenations,
-            convolutions, average pooling, batch norm in evaluation mode, shared weights: see
+            convolutions, pooling, batch norm in evaluation mode, shared weights: see
             :func:`~lightning_lipschitz.project`.
         balance: let the penalty follow the residuals: doubled or halved when one is three times the other. Bounds far
             below what training tends to need it.

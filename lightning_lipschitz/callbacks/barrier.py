@@ -49,7 +49,7 @@ class LipschitzBarrier(ConstrainedTraining):
         strength: :math:`\mu` at the largest learning rate, in units of loss.
         module: dotted name of the submodule that is held to the bound; ``""`` for the model's ``forward``, or for its
             only child if it has none. Chains of ``nn.Linear`` are fastest; also residual connections, concatenations,
-            convolutions, average pooling, shared weights: see :func:`~lightning_lipschitz.project`.
+            convolutions, pooling, shared weights: see :func:`~lightning_lipschitz.project`.
             Batch norm that keeps running statistics moves the bound between steps and is refused.
         prog_bar: whether to show the upper bound in the progress bar.
 

@@ -7,8 +7,7 @@ all W_kj at once: convolutions, batch norm, weight norm and shared weights need 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,44 +17,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_lipschitz.extraction.interpret import Walk, numbering
+from lightning_lipschitz.extraction.interpret import numbering
 from lightning_lipschitz.extraction.location import display_name, path
 from lightning_lipschitz.extraction.patterns import operator_name
+from lightning_lipschitz.extraction.places import NotLinearisedError, RecordedWalk
 from lightning_lipschitz.extraction.trace import Graph
 from lightning_lipschitz.extraction.traced import Traced
 
 _CHUNK = 512  # pairs of samples run at once
-
-
-class NotLinearisedError(Exception):
-    """A layer whose units do not stand at the places of their pre-activations. The projection names it to the user."""
-
-    def __init__(self, path: str, operator: str) -> None:
-        super().__init__(f"{path}: {operator}")
-        self.path, self.operator = path, operator
-
-
-@dataclass(frozen=True, eq=False)
-class _Place:
-    """Where the units of one layer stand in the tensor that its activation returns.
-
-    Attributes:
-        number: of the layer in the network, from 1; 0 where no one reads it.
-        before: the node of the pre-activations.
-        shape: of the activation's output.
-        columns: of the activation's output, flattened: which unit it is; units that are affine have none, -1.
-        sample: of the same, which sample of the batch.
-        rows: shape (batch, n_k), flat positions of the units, sample by sample.
-        several: whether the operator returns more than the tensor.
-    """
-
-    number: int
-    before: torch.fx.Node
-    shape: torch.Size
-    columns: Tensor
-    sample: Tensor
-    rows: Tensor
-    several: bool
 
 
 class Linearised:
@@ -67,16 +36,16 @@ class Linearised:
         prefix: dotted name of the model inside a larger one.
 
     Raises:
-        NotLinearisedError: a maximum, a pooling by maxima, or another function of several values.
+        NotLinearisedError: a function of two tensors, or one whose units are no copies of entries.
         LipschitzError: as the extraction.
     """
 
     def __init__(self, graph: Graph, weights: Mapping[str, Tensor], prefix: str = "") -> None:
-        walk = _Recorded(graph, weights, prefix)
+        walk = RecordedWalk(graph, weights, prefix)
         number = numbering(walk.affine(), walk.layers)
         self._graph, self._weights = graph, {name: tensor.detach().clone() for name, tensor in weights.items()}
         self.sizes = [int(np.prod(graph.shape)), *(walk.layers[k - 1].units.alpha.size for k in number if k)]
-        self._places = {node: _place(walk, node, number) for node in walk.created}
+        self._places = {node: walk.place(node, number) for node in walk.created}
         self._reads = {node: _sources(value, number) for node, value in walk.values.items()}
 
     @property
@@ -145,7 +114,7 @@ class Linearised:
                 return found
             place = self._places.get(node)
             if place and place.number and (only is None or only in self._reads[place.before]):
-                found[place.number] = values[place.before].expand(place.shape).reshape(-1)[place.rows]
+                found[place.number] = place.read(values[place.before])
             if only is not None and only not in self._reads[node]:
                 continue
             values[node] = self._value(node, tensors, sources, values)
@@ -165,7 +134,7 @@ class Linearised:
         place = self._places.get(node)
         if place is None:
             return _call(node, args, kwargs)
-        return _replaced(place, partial(_call, node, args, kwargs), sources[place.number])
+        return place.result(sources[place.number], partial(_call, node, args, kwargs))
 
     def _placeholder(self, node: torch.fx.Node, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         if node.name == self._graph.inputs:
@@ -174,69 +143,10 @@ class Linearised:
         return tensors[name] if name in tensors else _double(self._graph.constants[node.name], x.device)
 
 
-class _Recorded(Walk):
-    """A walk that remembers which node brought which layer."""
-
-    def __init__(self, graph: Graph, weights: Mapping[str, Tensor], prefix: str) -> None:
-        super().__init__(graph, weights, prefix)
-        self.created: dict[torch.fx.Node, tuple[int, torch.fx.Node]] = {}
-
-    def call(self, node: torch.fx.Node) -> Any:
-        """As the walk does; a node may bring one layer, of one tensor."""
-        before = len(self.layers)
-        result = super().call(node)
-        if len(self.layers) > before:
-            traced = [each for each in node.all_input_nodes if isinstance(self.values[each], Traced)]
-            if len(self.layers) > before + 1 or len(traced) != 1:
-                raise NotLinearisedError(self.full(path(node)), display_name(node))
-            self.created[node] = len(self.layers), traced[0]
-        return result
-
-
-def _fits(given: torch.Size, result: torch.Size) -> bool:
-    """Whether one broadcasts to the other."""
-    sides = zip(given[::-1], result[::-1], strict=False)
-    return len(given) <= len(result) and all(a in (1, b) for a, b in sides)
-
-
 def _sources(value: Any, number: Mapping[int, int]) -> frozenset[int]:
     """Which sources of the network a value depends on."""
     parts = [each for each in tree_leaves(value) if isinstance(each, Traced)]
     return frozenset(number[k] for part in parts for k in part.expression.terms if k in number)
-
-
-def _place(walk: _Recorded, node: torch.fx.Node, number: Mapping[int, int]) -> _Place:
-    """Read off the value of the node: entry i of the expression is a unit of the layer where its row has a one."""
-    (layer, before), result = walk.created[node], walk.values[node]
-    given = walk.values[before].index.shape
-    several = isinstance(result, tuple)
-    traced: Traced = result[0] if several else result
-    selection = traced.expression.terms.get(layer)
-    if selection is None or not _fits(given, traced.index.shape):
-        raise NotLinearisedError(path(node), display_name(node))
-    matrix = selection.matrix.toarray() if hasattr(selection.matrix, "toarray") else np.asarray(selection.matrix)
-    unit = torch.from_numpy(np.where(matrix.any(axis=1), matrix.argmax(axis=1), -1))
-    sample, entry = traced.index.flatten() // traced.expression.size, traced.index.flatten() % traced.expression.size
-    rows = torch.full((traced.batch, matrix.shape[1]), -1)
-    held = unit[entry] >= 0
-    rows[sample[held], unit[entry][held]] = torch.arange(len(entry))[held]
-    if (rows < 0).any():
-        raise NotLinearisedError(path(node), display_name(node))
-    return _Place(
-        number.get(layer, 0), before, traced.index.shape, torch.where(held, unit[entry], -1), sample, rows, several
-    )
-
-
-def _replaced(place: _Place, own: Callable[[], Tensor], source: Tensor) -> Any:
-    """The activation's output with its units replaced; units of equal slopes are affine and stay what they are."""
-    held = place.columns >= 0
-    if place.number:
-        fresh = source[place.sample, place.columns.clamp(min=0)].reshape(place.shape)
-    else:
-        fresh = source.new_zeros(place.shape)
-    if not bool(held.all()):
-        fresh = torch.where(held.to(source.device).reshape(place.shape), fresh, own())
-    return (fresh, None) if place.several else fresh
 
 
 def _resolved(value: Any, values: Mapping[torch.fx.Node, Any], device: torch.device) -> Any:

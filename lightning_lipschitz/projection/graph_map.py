@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_lipschitz.errors import ProjectionError
-from lightning_lipschitz.extraction.linearised import Linearised, NotLinearisedError
+from lightning_lipschitz.extraction.linearised import Linearised
+from lightning_lipschitz.extraction.places import NotLinearisedError
 from lightning_lipschitz.network import Affine, Array, Network, Term
 from lightning_lipschitz.projection.codes import Code
 from lightning_lipschitz.projection.dense import Form
@@ -83,7 +84,7 @@ def form_of(network: Network, weights: Sequence[Tensor]) -> Form:
 
 def not_yet(error: NotLinearisedError) -> ProjectionError:
     """What the user reads of a layer that has no fresh input to stand for it."""
-    advice = "Replace it (an average in place of a maximum), or hold a part of the model to the bound."
+    advice = "Hold a part of the model to the bound (`module`), or replace it."
     return ProjectionError(error.path, error.operator, "models with it cannot be projected yet.", advice)
 
 

@@ -48,9 +48,7 @@ def scaled_inside(
         SolverError: no such t was found.
     """
     form, rho = form_of(network, weights), squared(max_lipschitz)
-    least = _bound(map, network, [0.0 * weight for weight in weights])
-    if least >= max_lipschitz * (1.0 - 1e-6):
-        raise _unreachable(network, least, max_lipschitz)
+    least = require_reachable(map, network, weights, max_lipschitz)
     room = max_lipschitz - least
     low, high, t, best = 0.0, 1.0, 1.0, None
     for _ in range(_TRIALS):
@@ -72,6 +70,18 @@ def scaled_inside(
     return best
 
 
+def require_reachable(map: GraphMap, network: Network, weights: Sequence[Tensor], max_lipschitz: float) -> float:
+    """The bound that is left at zero weights.
+
+    Raises:
+        ProjectionError: it is not below ``max_lipschitz``.
+    """
+    least = _bound(map, network, [0.0 * weight.detach().double() for weight in weights])
+    if least >= max_lipschitz * (1.0 - 1e-6):
+        raise _unreachable(least, max_lipschitz)
+    return least
+
+
 def _bound(map: GraphMap, network: Network, weights: Sequence[Tensor]) -> float:
     there = map.network(network, weights)
     if not any(term.matrix.any() for affine in there.affines for term in affine.terms):
@@ -84,7 +94,7 @@ def _logs(form: Form, values: Sequence[Array]) -> Tensor:
     return form.shared(floored).log()
 
 
-def _unreachable(network: Network, least: float, max_lipschitz: float) -> ProjectionError:
+def _unreachable(least: float, max_lipschitz: float) -> ProjectionError:
     reason = (
         f"what has no weights, such as skip connections, has a Lipschitz bound of {least:.4g} alone, not below the "
         f"{max_lipschitz:.4g} asked for."

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.errors import ProjectionError
 from lightning_lipschitz.extraction import Extractor
-from lightning_lipschitz.extraction.linearised import Linearised, NotLinearisedError
+from lightning_lipschitz.extraction.linearised import Linearised
+from lightning_lipschitz.extraction.places import NotLinearisedError
 from lightning_lipschitz.extraction.undisturbed import unwrapped
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.projection.barrier import Start
@@ -22,7 +23,9 @@ from lightning_lipschitz.projection.graph_consensus import advance
 from lightning_lipschitz.projection.graph_interior import GraphInterior, start_inside
 from lightning_lipschitz.projection.graph_map import LARGEST, GraphMap, not_yet, rows_of
 from lightning_lipschitz.projection.graph_nearest import nearby, nearest
+from lightning_lipschitz.projection.graph_start import require_reachable
 from lightning_lipschitz.projection.interior import Inside
+from lightning_lipschitz.projection.multipliers import widened
 from lightning_lipschitz.projection.nearest import Nearest
 from lightning_lipschitz.projection.stored import Store, StoredWeights
 
@@ -42,8 +45,8 @@ class GraphWeights(StoredWeights):
         extractor: of the same model, if there is one already.
 
     Raises:
-        ProjectionError: it is too large; a maximum over several values; a frozen or parametrised weight. Names the
-            submodule.
+        ProjectionError: it is too large; the larger of two tensors, a layer norm with weights; a frozen or parametrised
+            weight. Names the submodule.
         LipschitzError: as the extractor.
 
     Example:
@@ -70,6 +73,10 @@ class GraphWeights(StoredWeights):
     def map(self, tensors: Mapping[str, Tensor] | None = None) -> GraphMap:
         """Weights -> rows, with everything else as in ``tensors``, or as it is now."""
         return GraphMap(self.extractor.linearised(tensors), self._codes, tensors or self.tensors())
+
+    def require_reachable(self, max_lipschitz: float) -> None:
+        """See :func:`.graph_start.require_reachable`."""
+        require_reachable(self.map(), widened(self.network()), self.read(), max_lipschitz)
 
     def nearest(
         self, weights: Sequence[Tensor], network: Network, max_lipschitz: float, store: Store, **options: Any

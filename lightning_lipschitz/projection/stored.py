@@ -88,6 +88,14 @@ class StoredWeights(ABC):
     # Methods. ``weights`` are such as :meth:`read` gives; ``network`` has their slopes and groups.
 
     @abstractmethod
+    def require_reachable(self, max_lipschitz: float) -> None:
+        """Some weights have a bound below ``max_lipschitz``.
+
+        Raises:
+            ProjectionError: none have, because of what has no weights.
+        """
+
+    @abstractmethod
     def nearest(
         self,
         weights: Sequence[Tensor],

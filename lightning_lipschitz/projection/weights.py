@@ -59,6 +59,9 @@ class LinearWeights(StoredWeights):
         self._check(network)
         _check_frozen(linear)
 
+    def require_reachable(self, max_lipschitz: float) -> None:
+        """Always: with zero weights a chain has the bound zero."""
+
     def nearest(
         self,
         weights: Sequence[Tensor],

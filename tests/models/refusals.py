@@ -84,7 +84,7 @@ REFUSED = {
         lambda x: x * 2 if x.shape[0] > 1 else x, error=ExtractionError, says="does not reproduce"
     ),
     "batch_last": refused_function(lambda x: x.t(), error=ExtractionError, says="first dimension of its output"),
-    "branch_on_values": Refused(lambda: Lambda(value_branch), error=ExtractionError, says="models.py"),
+    "branch_on_values": Refused(lambda: Lambda(value_branch), error=ExtractionError, says="refusals.py"),
     "item": refused_function(lambda x: x * x[0, 0].item(), error=ExtractionError, says="Python number"),
     "torchscript": Refused(
         lambda: nn.Sequential(torch.jit.script(nn.Linear(5, 2))), error=ExtractionError, says="TorchScript"
@@ -92,7 +92,7 @@ REFUSED = {
     "two_outputs": refused_function(lambda x: (x, x), error=ExtractionError, says="several outputs"),
     "dict_output": refused_function(lambda x: {"logits": x}, error=ExtractionError, says="several outputs"),
     "lazy": Refused(lambda: nn.LazyLinear(3), error=ExtractionError, says="no values yet"),
-    "numpy": refused_function(lambda x: torch.as_tensor(x.numpy() * 2), error=ExtractionError, says="models.py"),
+    "numpy": refused_function(lambda x: torch.as_tensor(x.numpy() * 2), error=ExtractionError, says="refusals.py"),
 }
 
 

@@ -68,6 +68,16 @@ GRAPHS = {
         lambda: nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3), nn.Softmax(1)),
         (1, 6),
     ),
+    "max pooling": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(8, 3)
+        ),
+        (1, 5, 5),
+    ),
+    "maxima": (
+        lambda: Lambda(lambda m, x: m.b(m.a(x).unflatten(1, (4, 3)).amax(2)), a=nn.Linear(6, 12), b=nn.Linear(4, 2)),
+        (6,),
+    ),
     "one convolution": (lambda: nn.Conv1d(1, 2, 3), (1, 9)),
     "functional": (lambda: Lambda(lambda m, x: torch.relu(x) @ m.a.weight.T, a=nn.Linear(6, 3)), (6,)),
     "wide input": (
