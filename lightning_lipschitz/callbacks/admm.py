@@ -139,6 +139,7 @@ class LipschitzADMM(ConstrainedTraining):
         super()._begin()
         self._consensus: Consensus | None = None
         self._last_round = 0
+        self._missed = False
 
     # Hooks
 
@@ -151,8 +152,14 @@ class LipschitzADMM(ConstrainedTraining):
         return None if self._consensus is None else self._consensus.multipliers
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        fit, consensus = self._fit, self._consensus
-        if fit is None or consensus is None or not self._ready(fit, pl_module):
+        fit = self._fit
+        if fit is None or not self._ready(fit, pl_module):
+            return
+        if self._missed:
+            self._missed = False
+            self._round(trainer)
+        consensus = self._consensus
+        if consensus is None:
             return
         if fit.weights.is_trained_by(optimizer):
             pull = consensus.pull(fit.weights.matrices())
@@ -165,8 +172,18 @@ class LipschitzADMM(ConstrainedTraining):
         if self.every_n_steps is not None and trainer.global_step - self._last_round >= self.every_n_steps:
             self._round(trainer)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        # A run that goes on from a file of the last batch of an epoch does not get to the end of that epoch.
+        if batch_idx == 0:
+            self._missed = trainer.current_epoch > 0 and self._is_due(trainer, trainer.current_epoch)
+
+    def _is_due(self, trainer: Trainer, epochs: int) -> bool:
+        """Whether a round belongs to the end of this epoch, counted from one, and was not made yet."""
+        return epochs % self.every_n_epochs == 0 and trainer.global_step > self._last_round
+
     def end_epoch(self, trainer: Trainer) -> None:
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0 and trainer.global_step > self._last_round:
+        if self._is_due(trainer, trainer.current_epoch + 1):
             self._round(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

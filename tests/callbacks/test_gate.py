@@ -225,6 +225,25 @@ def test_resume_is_exact(order, method, fit, tmp_path):
     assert [r["global_step"] for r in one.history] == [r["global_step"] for r in other.history]
 
 
+@METHODS
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resume_from_the_last_batch_of_an_epoch_is_exact(method, accumulate, fit, tmp_path):
+    """Lightning does not come to the end of that epoch again; the round that belongs there is made all the same."""
+
+    def go(folder, epochs, ckpt_path=None):
+        torch.manual_seed(5)
+        module, callback = Classifier(), LipschitzADMM(BOUND, every_n_steps=None) if method is admm else method()
+        saver = ModelCheckpoint(dirpath=tmp_path / folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        options = {"accumulate_grad_batches": accumulate, "val": None}
+        return fit(module, callback, saver, max_epochs=epochs, ckpt_path=ckpt_path, **options), module
+
+    _, whole = go("whole", 3)
+    for epoch in (1, 2):
+        trainer, rest = go(f"rest{epoch}", 3, ckpt_path=tmp_path / "whole" / f"step={epoch * 4 // accumulate}.ckpt")
+        assert trainer.global_step == 12 // accumulate
+        _assert_equal(whole.state_dict(), rest.state_dict())
+
+
 def _assert_equal(one, other):
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other)
