@@ -353,10 +353,10 @@ class Orthogonal(Classifier):
         self.net = nn.Sequential(parametrizations.orthogonal(nn.Linear(INPUTS, 8)), nn.ReLU(), nn.Linear(8, CLASSES))
 
 
-class Pooled(Classifier):
+class Normalised(Classifier):
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(INPUTS, 9), nn.Unflatten(1, (1, 9)), nn.MaxPool1d(3), nn.Flatten())
+        self.net = nn.Sequential(nn.Linear(INPUTS, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, CLASSES))
 
 
 @METHODS
@@ -365,7 +365,7 @@ class Pooled(Classifier):
     [
         (Spectral, "SpectralNorm|spectral_norm"),
         (Orthogonal, "Orthogonal"),
-        (Pooled, "cannot be projected yet"),
+        (Normalised, "LayerNorm.*cannot be projected yet"),
         (Uncertifiable, "cannot be certified"),
     ],
 )
