@@ -74,6 +74,7 @@ class Interior:
         self._slopes = _tensors(slopes, self.multipliers)
         self._by_hand = bool(self.multipliers) and all(not (a * b).any() for a, b in self._slopes)
         self._given_slopes = slopes
+        self._scales: _Scales | None = None
         self._last: _Recursion | None = None
 
     @torch.no_grad()
@@ -104,13 +105,13 @@ class Interior:
             moved = _newton(weights, flat, self._bound**2, self._slopes)
             if moved is not None:
                 self.multipliers = list(torch.split(moved, [len(lam) for lam in self.multipliers]))
-                self._last = None
+                self._last = self._scales = None
 
     def _recursion(self, weights: Sequence[Tensor]) -> _Recursion:
         """That of these weights; a step is checked with it, and the next gradient starts from it."""
         if self._last is None or not self._last.is_of(weights):
-            sums = [a + b for a, b in self._slopes]
-            self._last = _Recursion.run(weights, self.multipliers, sums, self._bound**2)
+            self._scales = self._scales or _Scales.of(self.multipliers, self._slopes, self._bound**2)
+            self._last = _Recursion.run(weights, self._scales)
         return self._last
 
     def _automatic(self, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -132,32 +133,42 @@ def halved(accepted: Callable[[float], bool]) -> float:
 
 
 @dataclass(frozen=True, eq=False)
+class _Scales:
+    """What of the recursion depends on the multipliers alone, from one Newton step to the next."""
+
+    outer: list[Tensor]  # b b' with b the diagonal of B_k, the first over rho
+    twice: list[Tensor]  # 2 Lambda_k
+
+    @classmethod
+    def of(cls, multipliers: Sequence[Tensor], slopes: Sequence[tuple[Tensor, Tensor]], rho: float) -> _Scales:
+        rows = [lam * (a + b) for lam, (a, b) in zip(multipliers, slopes, strict=True)]
+        outer = [torch.outer(row, row) for row in rows]
+        outer[0] /= rho
+        return cls(outer, [torch.diag(2.0 * lam) for lam in multipliers])
+
+
+@dataclass(frozen=True, eq=False)
 class _Recursion:
     """``T_k = W_k S_{k-1}^-1 W_k'``, ``S_k = 2 Lambda_k - B_k T_k B_k``, the last - ``W_out' W_out``; S_0 = rho I."""
 
     given: list[Tensor]
     doubles: list[Tensor]
-    rows: list[Tensor]  # the diagonals of B
-    rho: float
+    scales: _Scales
     factors: list[Tensor]
     definite: bool
 
     @classmethod
-    def run(
-        cls, weights: Sequence[Tensor], multipliers: Sequence[Tensor], sums: Sequence[Tensor], rho: float
-    ) -> _Recursion:
+    def run(cls, weights: Sequence[Tensor], scales: _Scales) -> _Recursion:
         doubles = [w.detach().double() for w in weights]
-        rows = [lam * total for lam, total in zip(multipliers, sums, strict=True)]
         factors: list[Tensor] = []
         definite = True
         T = doubles[0] @ doubles[0].T
-        for k, (lam, row) in enumerate(zip(multipliers, rows, strict=True)):
+        for k, (outer, twice) in enumerate(zip(scales.outer, scales.twice, strict=True)):
             if k:
                 half = torch.linalg.solve_triangular(factors[-1], doubles[k].T, upper=False)
                 T = half.T @ half
-            S = T.mul_(row[:, None]).mul_(row if k else row / rho).neg_()
-            S.diagonal().add_(lam, alpha=2.0)
-            if k == len(multipliers) - 1:
+            S = torch.addcmul(twice, T, outer, value=-1.0)
+            if k == len(scales.outer) - 1:
                 S.addmm_(doubles[-1].T, doubles[-1], alpha=-1.0)
             factor, info = torch.linalg.cholesky_ex(S)
             factors.append(factor)
@@ -165,7 +176,7 @@ class _Recursion:
             definite = not int(info) and math.isfinite(float(factor[-1, -1]))
             if not definite:
                 break
-        return cls([w.detach().clone() for w in weights], doubles, rows, rho, factors, definite)
+        return cls([w.detach().clone() for w in weights], doubles, scales, factors, definite)
 
     def is_of(self, weights: Sequence[Tensor]) -> bool:
         return all(torch.equal(a, b) for a, b in zip(self.given, weights, strict=True))
@@ -177,11 +188,10 @@ class _Recursion:
         for k in range(len(self.factors) - 1, 0, -1):
             before = torch.cholesky_inverse(self.factors[k - 1])
             seen = self.doubles[k] @ before
-            pulled = inner.mul_(self.rows[k][:, None]).mul_(self.rows[k]) @ seen
+            pulled = inner.mul_(self.scales.outer[k]) @ seen
             gradients.append(2.0 * pulled)
             inner = before.addmm_(seen.T, pulled)
-        row = self.rows[0]
-        gradients.append(inner.mul_(row[:, None]).mul_(row * (2.0 / self.rho)) @ self.doubles[0])
+        gradients.append(inner.mul_(self.scales.outer[0]) @ (2.0 * self.doubles[0]))
         return gradients[::-1]
 
 
