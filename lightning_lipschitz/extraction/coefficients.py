@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF
 from lightning_lipschitz.network import Array
 
 Matrix = Any  # an Array or a scipy.sparse.csr_array of float64; scipy ships no types for the latter
 Indices = npt.NDArray[np.int64]
 
-UNIT_ROUNDOFF = 2.0**-53
 _SMALLEST = 2.0**-1074  # what a product may lose to underflow (twice that, to be safe)
 _ROUND_UP = 1.0 + 2.0**-48  # covers the few operations that evaluate a bound
 

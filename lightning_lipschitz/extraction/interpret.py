@@ -20,8 +20,9 @@ from lightning_lipschitz.extraction.patterns import operator_name
 from lightning_lipschitz.extraction.refusals import refusal, unknown
 from lightning_lipschitz.extraction.registry import Activated, Context, find_rule, require_finite
 from lightning_lipschitz.extraction.result import Extraction
+from lightning_lipschitz.extraction.samples import SampleMixing
 from lightning_lipschitz.extraction.trace import Graph
-from lightning_lipschitz.extraction.traced import SampleMixing, Traced
+from lightning_lipschitz.extraction.traced import Traced
 from lightning_lipschitz.extraction.undisturbed import clean
 from lightning_lipschitz.network import Layer, Network
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F  # noqa: N812
 
 from lightning_lipschitz.extraction.expression import Expression, concatenate
 from lightning_lipschitz.extraction.registry import Activated, Context, Units, rule
+from lightning_lipschitz.extraction.samples import broadcast
 from lightning_lipschitz.extraction.slopes import NotLipschitzError, Slopes, activations
-from lightning_lipschitz.extraction.traced import Layout, Traced, aligned, broadcast
+from lightning_lipschitz.extraction.traced import Layout, Traced, aligned
 
 _FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {  # of the table's entries that are no ATen operator
     "softsign": F.softsign,

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_lipschitz.extraction.coefficients import UNIT_ROUNDOFF
+from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF
 from lightning_lipschitz.extraction.registry import Context, Units, rule
 from lightning_lipschitz.extraction.rules_activation import activate, clamp_max, clamp_min
-from lightning_lipschitz.extraction.traced import SampleMixing, Traced, aligned, broadcast
+from lightning_lipschitz.extraction.samples import SampleMixing, broadcast
+from lightning_lipschitz.extraction.traced import Traced, aligned
 
 PRODUCT = "The product of two values that both depend on the input grows without bound."
 

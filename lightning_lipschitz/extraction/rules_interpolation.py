@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_lipschitz.extraction.coefficients import UNIT_ROUNDOFF
+from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF
 from lightning_lipschitz.extraction.registry import Context, rule
 from lightning_lipschitz.extraction.rules_matrix import along
 from lightning_lipschitz.extraction.traced import Traced

@@ -9,7 +9,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_lipschitz.extraction.expression import Expression, concatenate
 from lightning_lipschitz.extraction.registry import Context, rule
-from lightning_lipschitz.extraction.traced import SampleMixing, Traced, broadcast
+from lightning_lipschitz.extraction.samples import SampleMixing, broadcast
+from lightning_lipschitz.extraction.traced import Traced
 
 _MOVES = (
     "alias atleast_1d atleast_2d atleast_3d broadcast_to channel_shuffle chunk clone contiguous detach diagonal expand "

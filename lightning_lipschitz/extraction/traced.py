@@ -10,16 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
-from lightning_lipschitz.extraction.coefficients import Indices
 from lightning_lipschitz.extraction.expression import Expression
+from lightning_lipschitz.extraction.samples import Rows, SampleMixing, broadcast
 from lightning_lipschitz.network import Array
-
-
-class SampleMixing(Exception):  # noqa: N818 - control flow: the interpreter turns it into an ExtractionError
-    """An operation whose result for one sample depends on the other samples, or on their number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,21 +42,7 @@ class Traced:
         Raises:
             SampleMixing: the samples differ in more than their values, or one vector holds several samples.
         """
-        width = self.index.shape[-1] if vector else 1
-        shape = self.index.shape[:-1] if vector else self.index.shape
-        code, size = self.index.reshape(-1, width), self.expression.size
-        if size % width == 0 and torch.equal(code.reshape(-1), torch.arange(self.batch * size)):  # already in order
-            rows = size // width
-            positions = torch.arange(self.batch * rows).reshape(self.batch, rows)
-            return Layout(np.arange(size).reshape(rows, width), positions, shape)
-        sample, entry = code // size, code % size
-        if len(code) % self.batch or torch.any(sample != sample[:, :1]):
-            raise SampleMixing
-        order = torch.argsort(sample[:, 0], stable=True).reshape(self.batch, -1)
-        entries = entry[order]
-        if torch.any(sample[order, 0] != torch.arange(self.batch)[:, None]) or torch.any(entries != entries[:1]):
-            raise SampleMixing
-        return Layout(entries[0].numpy(), order, shape)
+        return Layout.of(self.index, self.expression.size, self.batch, vector)
 
     def batch_axis(self) -> int:
         """The dimension that counts the samples.
@@ -77,19 +58,8 @@ class Traced:
         raise SampleMixing
 
 
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Rows of entries, the same for every sample.
-
-    Args:
-        entries: shape (rows, width), numbers of entries of the expression.
-        positions: shape (batch, rows); where the rows of each sample lie in the flattened tensor.
-        shape: of that tensor, without its last dimension if the rows are vectors along it.
-    """
-
-    entries: Indices
-    positions: torch.Tensor
-    shape: torch.Size
+class Layout(Rows):
+    """Rows of entries of an expression."""
 
     def select(self, expression: Expression) -> Expression:
         """One sample's entries, row by row."""
@@ -97,26 +67,7 @@ class Layout:
 
     def place(self, expression: Expression, width: int | None = None) -> Traced:
         """Put one sample's result, ``width`` entries a row (None: a scalar), back to the places of the rows."""
-        batch, rows = self.positions.shape
-        index = torch.empty(batch * rows, width or 1, dtype=torch.int64)
-        index[self.positions.reshape(-1)] = torch.arange(batch * expression.size).reshape(batch * rows, -1)
-        return Traced(expression, index.reshape(*self.shape, *(() if width is None else (width,))), batch)
-
-    def per_sample(self, constant: torch.Tensor) -> Array:
-        """A known tensor of the same shape, one sample's worth of it.
-
-        Raises:
-            SampleMixing: it is not the same for every sample.
-        """
-        values = constant.reshape(-1)[self.positions]
-        if torch.any(values != values[:1]):
-            raise SampleMixing
-        return values[0].numpy().astype(np.float64)
-
-
-def broadcast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """``torch.broadcast_tensors``, typed."""
-    return tuple(torch.broadcast_tensors(*tensors))  # type: ignore[no-untyped-call]
+        return Traced(expression, self.placed(width), len(self.positions))
 
 
 def aligned(x: Traced, constant: torch.Tensor) -> tuple[Layout, Array]:

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF
 from lightning_lipschitz.extraction.structured.builder import Builder
 from lightning_lipschitz.structured import Along, Convolution, Node, Scaling
 from lightning_lipschitz.structured.nodes import Array
-
-UNIT_ROUNDOFF = 2.0**-53
 
 
 def fold(builder: Builder, output: int) -> None:

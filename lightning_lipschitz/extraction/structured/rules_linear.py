@@ -8,17 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF
+from lightning_lipschitz.extraction.samples import SampleMixing, broadcast
 from lightning_lipschitz.extraction.structured.registry import PRODUCT, Context, rule
-from lightning_lipschitz.extraction.structured.value import SampleMixing, Value
+from lightning_lipschitz.extraction.structured.value import Value
 from lightning_lipschitz.structured import Along, Scaling
 from lightning_lipschitz.structured.nodes import Array
-
-UNIT_ROUNDOFF = 2.0**-53
-
-
-def broadcast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """``torch.broadcast_tensors``, typed."""
-    return tuple(torch.broadcast_tensors(*tensors))  # type: ignore[no-untyped-call]
 
 
 @rule("add", "add_")

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_lipschitz.extraction.samples import SampleMixing, broadcast
 from lightning_lipschitz.extraction.structured.registry import Context, rule
-from lightning_lipschitz.extraction.structured.value import SampleMixing, Value
+from lightning_lipschitz.extraction.structured.value import Value
 
 _MOVES = (
     "alias atleast_1d atleast_2d atleast_3d broadcast_to channel_shuffle chunk clone contiguous detach diagonal expand "
@@ -99,7 +100,7 @@ def where(context: Context, condition: Any, x: Any, y: Any) -> Value:
     if not isinstance(x, Value) or not isinstance(y, Value):
         return _kept(context, condition, x, y) if isinstance(x, Value) else _kept(context, ~condition, y, x)
     parts = [_kept(context, condition, x, 0.0), _kept(context, ~condition, y, 0.0)]
-    indices = torch.broadcast_tensors(*(part.index for part in parts))  # type: ignore[no-untyped-call]
+    indices = broadcast(*(part.index for part in parts))
     total = context.builder.total(*(part.moved(index) for part, index in zip(parts, indices, strict=True)))
     if total is None:
         raise SampleMixing

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF
 from lightning_lipschitz.extraction.structured.registry import Context, rule
-from lightning_lipschitz.extraction.structured.rules_linear import UNIT_ROUNDOFF
 from lightning_lipschitz.extraction.structured.value import Value
 from lightning_lipschitz.structured import Along
 from lightning_lipschitz.structured.nodes import Array

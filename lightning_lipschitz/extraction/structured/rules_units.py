@@ -9,9 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from lightning_lipschitz.extraction.samples import broadcast
 from lightning_lipschitz.extraction.slopes import NotLipschitzError, activations
 from lightning_lipschitz.extraction.structured.registry import Context, rule
-from lightning_lipschitz.extraction.structured.rules_linear import broadcast, scaled
+from lightning_lipschitz.extraction.structured.rules_linear import scaled
 from lightning_lipschitz.extraction.structured.value import Value
 from lightning_lipschitz.structured import Bounded, Elementwise
 from lightning_lipschitz.structured.nodes import Array

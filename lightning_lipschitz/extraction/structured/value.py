@@ -10,14 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-Indices = npt.NDArray[np.int64]
-
-
-class SampleMixing(Exception):  # noqa: N818 - control flow: the walk turns it into an ExtractionError
-    """An operation whose result for one sample depends on the other samples, or on their number."""
+from lightning_lipschitz.extraction.samples import Rows, SampleMixing
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,17 +55,7 @@ class Value:
         Raises:
             SampleMixing: the samples differ in more than their values, or one vector holds several samples.
         """
-        width = self.index.shape[-1] if vector else 1
-        shape = self.index.shape[:-1] if vector else self.index.shape
-        code = self.index.reshape(-1, width)
-        sample, entry = code // self.size, code % self.size
-        if len(code) % self.batch or torch.any(sample != sample[:, :1]):
-            raise SampleMixing
-        order = torch.argsort(sample[:, 0], stable=True).reshape(self.batch, -1)
-        entries = entry[order]
-        if torch.any(sample[order, 0] != torch.arange(self.batch)[:, None]) or torch.any(entries != entries[:1]):
-            raise SampleMixing
-        return Layout(entries[0].numpy(), order, shape, self.batch)
+        return Layout.of(self.index, self.size, self.batch, vector)
 
     def entries(self) -> torch.Tensor:
         """One sample's entries, in the shape of one sample; the samples must be the first dimension.
@@ -85,37 +70,10 @@ class Value:
         return entry[0]
 
 
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Rows of entries, the same for every sample.
-
-    Args:
-        entries: shape (rows, width), numbers of entries of the node.
-        positions: shape (batch, rows); where the rows of each sample lie in the flattened tensor.
-        shape: of that tensor, without its last dimension if the rows are vectors along it.
-        batch: the number of samples.
-    """
-
-    entries: Indices
-    positions: torch.Tensor
-    shape: torch.Size
-    batch: int
+class Layout(Rows):
+    """Rows of entries of a node."""
 
     def place(self, node: int, width: int | None = None) -> Value:
         """A node with ``width`` entries a row (None: a scalar), at the places of the rows."""
-        rows = self.positions.shape[1]
-        size = rows * (width or 1)
-        index = torch.empty(self.batch * rows, width or 1, dtype=torch.int64)
-        index[self.positions.reshape(-1)] = torch.arange(self.batch * size).reshape(self.batch * rows, -1)
-        return Value(node, size, index.reshape(*self.shape, *(() if width is None else (width,))), self.batch)
-
-    def per_sample(self, constant: torch.Tensor) -> npt.NDArray[np.float64]:
-        """A known tensor of the same shape, one sample's worth of it.
-
-        Raises:
-            SampleMixing: it is not the same for every sample.
-        """
-        values = constant.reshape(-1)[self.positions]
-        if torch.any(values != values[:1]):
-            raise SampleMixing
-        return values[0].numpy().astype(np.float64)
+        batch, rows = self.positions.shape
+        return Value(node, rows * (width or 1), self.placed(width), batch)

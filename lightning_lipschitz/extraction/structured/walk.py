@@ -18,12 +18,13 @@ from lightning_lipschitz.extraction.location import cast_resolution, display_nam
 from lightning_lipschitz.extraction.patterns import operator_name
 from lightning_lipschitz.extraction.refusals import refusal, unknown
 from lightning_lipschitz.extraction.registry import require_finite
+from lightning_lipschitz.extraction.samples import SampleMixing
 from lightning_lipschitz.extraction.structured.builder import Builder
 from lightning_lipschitz.extraction.structured.extraction import StructuredExtraction
 from lightning_lipschitz.extraction.structured.fold import fold
 from lightning_lipschitz.extraction.structured.registry import Context, find_rule
 from lightning_lipschitz.extraction.structured.rules_movement import lifted
-from lightning_lipschitz.extraction.structured.value import SampleMixing, Value
+from lightning_lipschitz.extraction.structured.value import Value
 from lightning_lipschitz.extraction.trace import Graph as Trace
 from lightning_lipschitz.extraction.undisturbed import clean
 from lightning_lipschitz.structured import Graph
