@@ -43,6 +43,21 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert "WARNING" not in done.stderr
     reference = (tmp_path / "site" / "reference" / "index.html").read_text()
     assert all(f"lightning_lipschitz.{name}" in reference for name in ("certify", "verify", "Certificate.save"))
+    for page in (tmp_path / "site").rglob("*.html"):
+        assert not raw_markup(page.read_text()), page
+
+
+def raw_markup(page):
+    """Roles, TeX and prompts of docstrings that a reader of a page would see as they were typed."""
+    seen = re.sub(r"<(pre|annotation)\b.*?</\1>", "", page, flags=re.DOTALL)
+    return re.findall(
+        r":(?:math|class|func|mod|meth|attr|exc|data):|\.\. math|&gt;&gt;&gt;|\\(?:lambda|rho|le|bar)\b", seen
+    )
+
+
+def test_raw_markup_is_found():
+    assert raw_markup("<p>see :class:`x`</p><pre>&gt;&gt;&gt; 1</pre>") == [":class:"]
+    assert raw_markup("<p>Example: &gt;&gt;&gt; 1, with \\lambda</p>") == ["&gt;&gt;&gt;", "\\lambda"]
 
 
 def test_every_page_is_in_the_navigation():
