@@ -132,4 +132,5 @@ def _prove(network: Network, multipliers: Multipliers) -> Certificate | None:
 
 
 def _same(one: Tensors, other: Tensors) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    """Whether all values are equal; at the end of a fit Lightning has moved the module to the CPU."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name].to(one[name].device)) for name in one)

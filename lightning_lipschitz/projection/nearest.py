@@ -155,9 +155,10 @@ def scaled(
 
 
 def _answer(rounded: Rounded, given: Sequence[Tensor], multipliers: Multipliers, clock: float) -> Nearest:
-    distance = sqrt(sum(float((x.double() - y).square().sum()) for x, y in zip(rounded.weights, given, strict=True)))
+    weights = [x.to(y.device) for x, y in zip(rounded.weights, given, strict=True)]  # a store works on the CPU
+    distance = sqrt(sum(float((x.double() - y).square().sum()) for x, y in zip(weights, given, strict=True)))
     certificate = signed(rounded.network, rounded.proof, rounded.bound, time.perf_counter() - clock)
-    return Nearest(rounded.weights, rounded.intended, certificate, multipliers, None, None, distance, 0)
+    return Nearest(weights, rounded.intended, certificate, multipliers, None, None, distance, 0)
 
 
 def _inside_unwidened(
