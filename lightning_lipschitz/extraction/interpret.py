@@ -14,6 +14,7 @@ import torch
 from torch.utils._pytree import tree_any, tree_map
 
 from lightning_lipschitz.errors import ExtractionError, LipschitzError
+from lightning_lipschitz.extraction.constants import conversion, double, folded
 from lightning_lipschitz.extraction.expression import Expression
 from lightning_lipschitz.extraction.location import cast_resolution, display_name, line, path
 from lightning_lipschitz.extraction.patterns import operator_name
@@ -83,7 +84,7 @@ class Walk:
                 "it is sharded over processes.",
                 "Gather it (`full_tensor`) and pass it by name.",
             )
-        tensor = stored.detach().cpu()
+        tensor = double(stored) if node.name in self.graph.registered else stored.detach().cpu()
         self.names[id(tensor)] = f"`{self.full(name)}`"
         if isinstance(self.weights.get(name), torch.nn.Parameter):
             require_finite(tensor, self.names[id(tensor)])
@@ -99,6 +100,7 @@ class Walk:
             self.refuse(node, context, traced)
         try:
             result = rule(context, *args, **kwargs) if rule else self.fold(node, args, kwargs)
+            context.refuse_conversion(conversion(node, result, Traced, self.graph.dtype))
         except SampleMixing:
             reason = f"`{context.operator}` lets the samples of a batch act on each other, or depends on their number."
             raise context.refused(reason, "The model must treat every sample on its own.") from None
@@ -124,7 +126,7 @@ class Walk:
         return torch.device("cpu") if isinstance(value, torch.device) else value
 
     def fold(self, node: torch.fx.Node, args: Any, kwargs: Any) -> Any:
-        result = node.target(*args, **kwargs)  # type: ignore[operator]
+        result = folded(node, args, kwargs, self.graph.dtype)
         if isinstance(result, torch.Tensor) and result.is_floating_point():
             self.names[id(result)] = f"the weight computed in `{self.full(path(node))}`"
             if operator_name(node.target) not in _EXACT:

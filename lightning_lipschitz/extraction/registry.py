@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 from lightning_lipschitz.errors import ExtractionError, NonFiniteError, UnsupportedModuleError
+from lightning_lipschitz.extraction.constants import exactly
 from lightning_lipschitz.extraction.expression import Expression
 from lightning_lipschitz.extraction.size import DENSE_ENTRY, require_room
 from lightning_lipschitz.network import Array
@@ -138,17 +139,24 @@ class Context:
         """The pre-activations of the layers found so far."""
         return tuple(layer.before for layer in self.layers)
 
+    def refuse_conversion(self, dtype: torch.dtype | None) -> None:
+        """Raise where values of the input are converted to a dtype that rounds them."""
+        if dtype is not None:
+            sentence = f"It converts values to {dtype}, and rounding jumps. Leave them in the model's own dtype."
+            raise self.unsupported("never", sentence)
+
     def constant(self, value: torch.Tensor | float) -> torch.Tensor:
         """A known tensor or number in float64 on the CPU (every narrower float fits exactly).
 
         Raises:
             NonFiniteError: with the parameter's name.
         """
-        tensor = torch.as_tensor(value)
-        if tensor.is_complex():
-            raise self.unsupported("not yet", "Complex numbers have no rule.")
+        try:
+            tensor = exactly(value)
+        except (ValueError, RuntimeError) as error:
+            raise self.unsupported("not yet", str(error)) from None
         require_finite(tensor, self.names.get(id(value), f"a constant in `{self.path}`"))
-        return tensor.to("cpu", torch.float64)
+        return tensor
 
 
 def require_finite(tensor: torch.Tensor, name: str) -> None:

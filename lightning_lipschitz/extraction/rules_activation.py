@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from lightning_lipschitz.extraction.constants import resolution
 from lightning_lipschitz.extraction.expression import Expression, concatenate
 from lightning_lipschitz.extraction.registry import Activated, Context, Units, rule
 from lightning_lipschitz.extraction.samples import broadcast
@@ -62,7 +63,7 @@ def _register(operator: str, table: Callable[..., Slopes]) -> None:
     @rule(operator)
     def elementwise(context: Context, x: Traced, *args: Any, **kwargs: Any) -> Traced:
         try:
-            slopes = table(*args, **kwargs)
+            slopes = table(*args, **kwargs, **resolution(context, table))
         except NotLipschitzError as error:
             raise context.unsupported("never", str(error)) from None
         layout = x.layout()

@@ -11,6 +11,7 @@ import torch
 from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF
 from lightning_lipschitz.extraction.registry import Context, Units, rule
 from lightning_lipschitz.extraction.rules_activation import activate, clamp_max, clamp_min
+from lightning_lipschitz.extraction.rules_composite import register_composites
 from lightning_lipschitz.extraction.samples import SampleMixing, broadcast
 from lightning_lipschitz.extraction.traced import Traced, aligned
 
@@ -21,7 +22,7 @@ PRODUCT = "The product of two values that both depend on the input grows without
 def add(context: Context, x: Any, y: Any, alpha: float = 1) -> Traced:
     """``x + alpha y``."""
     if alpha != 1:
-        y = mul(context, y, alpha) if isinstance(y, Traced) else torch.as_tensor(y) * alpha
+        y = mul(context, y, alpha) if isinstance(y, Traced) else context.constant(y) * context.constant(alpha)
     if isinstance(x, Traced) and isinstance(y, Traced):
         return _sum(x, y)
     x, y = (x, y) if isinstance(x, Traced) else (y, x)
@@ -75,6 +76,9 @@ def div(context: Context, x: Any, y: Any, rounding_mode: str | None = None) -> T
     divisors = context.constant(y)
     exact = bool(torch.all(torch.frexp(divisors).mantissa.abs() == 0.5))
     return _scaled(x, context.constant(1.0 / divisors), 0.0 if exact else UNIT_ROUNDOFF)
+
+
+register_composites(rule, Traced, add, mul, div, lambda _, *args: _scaled(*args))
 
 
 @rule("neg", "negative")

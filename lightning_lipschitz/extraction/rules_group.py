@@ -169,6 +169,8 @@ def topk(
     context: Context, x: Traced, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> tuple[Traced, None]:
     """The first entries of the sorted vector."""
+    if not sorted:
+        raise context.unsupported("replace", "Without an order its values change places in jumps: use sorted=True.")
     values = sort(context, x, dim, descending=largest)[0]
     return replace(values, index=values.index.narrow(dim, 0, k)), None
 

@@ -69,8 +69,9 @@ def _squeezed(x: Traced, dim: int) -> Traced:
 @rule("addmm")
 def addmm(context: Context, bias: Any, x: Any, y: Any, beta: float = 1, alpha: float = 1) -> Any:
     """``beta bias + alpha x y``."""
-    product = mul(context, matmul(context, x, y), alpha)
-    return add(context, product, mul(context, bias, beta) if isinstance(bias, Traced) else bias * beta)
+    if isinstance(x, Traced) or isinstance(y, Traced):
+        return add(context, mul(context, matmul(context, x, y), alpha), bias, alpha=beta)
+    return add(context, context.constant(alpha) * (context.constant(x) @ context.constant(y)), bias, alpha=beta)
 
 
 @rule("einsum")

@@ -40,8 +40,6 @@ def _carry_out(context: Context, operator: str, args: Any, kwargs: Any) -> Any:
 
     args, kwargs = tree_map(encode, (args, kwargs))
     result = getattr(torch.ops.aten, operator)(*args, **kwargs)
-    if any(index.dtype != torch.int64 for index in tree_leaves(result)):
-        raise TypeError("the bits are read as another type")
     return tree_map(lambda index: Traced(whole, index, context.batch), result)
 
 
@@ -49,6 +47,12 @@ def _register(operator: str) -> None:
     @rule(operator)
     def move(context: Context, *args: Any, **kwargs: Any) -> Any:
         kwargs.pop("memory_format", None)
+        for dtype in (each for each in args if isinstance(each, torch.dtype)):
+            context.refuse_conversion(dtype)  # the bits are read as another type
+        if operator in ("view", "_unsafe_view"):
+            return _carry_out(
+                context, "reshape", args, kwargs
+            )  # never moves an entry, however the integers are laid out
         return _carry_out(context, operator, args, kwargs)
 
 
@@ -114,7 +118,7 @@ def constant_pad_nd(context: Context, x: Traced, pad: list[int], value: float = 
     inside = torch.ops.aten.constant_pad_nd(torch.ones(x.index.shape, dtype=torch.bool), pad, False)
     padded = Traced(x.expression, torch.ops.aten.constant_pad_nd(x.index, pad, 0), context.batch)
     # Outside, `padded` holds entry 0 of sample 0 until it is chosen away: only `x` can tell the batch dimension.
-    border = _known(context.constant(torch.full(inside.shape, float(value))), x.batch_axis(), context.batch)
+    border = _known(context.constant(value).expand(inside.shape), x.batch_axis(), context.batch)
     return _choose(context, inside, padded, border)
 
 
@@ -130,7 +134,7 @@ def pad(context: Context, x: Traced, pad: list[int], mode: str = "constant", val
 @rule("copy")
 def copy(context: Context, x: Any, source: Any, non_blocking: bool = False) -> Any:
     """What is written over a tensor, in that tensor's shape."""
-    return _spread(source, x.index.shape if isinstance(x, Traced) else x.shape)
+    return _spread(context, source, x.index.shape if isinstance(x, Traced) else x.shape)
 
 
 @rule("where")
@@ -140,14 +144,14 @@ def where(context: Context, condition: Any, x: Any, y: Any) -> Traced:
         raise context.unsupported("never", "A choice that depends on the input jumps where it changes.")
     given = (each.index if isinstance(each, Traced) else torch.as_tensor(each) for each in (condition, x, y))
     shape = broadcast(*given)[0].shape
-    spread = [_spread(each, shape) for each in (x, y)]
+    spread = [_spread(context, each, shape) for each in (x, y)]
     return _choose(context, torch.broadcast_to(condition, shape), *_all_traced(context, *spread))
 
 
-def _spread(value: Any, shape: torch.Size) -> Any:
+def _spread(context: Context, value: Any, shape: torch.Size) -> Any:
     if isinstance(value, Traced):
         return Traced(value.expression, value.index.expand(shape), value.batch)
-    return torch.as_tensor(value).expand(shape)
+    return context.constant(value).expand(shape)
 
 
 @rule("masked_fill")
@@ -158,9 +162,7 @@ def masked_fill(context: Context, x: Traced, mask: Any, value: Any) -> Traced:
 
 @rule("_to_copy", "to", "type_as", "_conj", "resolve_conj", "resolve_neg", "lift", "lift_fresh", "real")
 def change_type(context: Context, x: Traced, *args: Any, **kwargs: Any) -> Traced:
-    """A change of dtype or device. In real arithmetic a cast between floating-point types is the identity."""
-    if context.dtype is not None and not context.dtype.is_floating_point:
-        raise context.unsupported("never", f"A cast to {context.dtype} jumps.")
+    """A change of dtype or device; the walk refuses one that rounds."""
     return x
 
 
@@ -198,6 +200,7 @@ def _register_filled(operator: str) -> None:
     @rule(operator)
     def filled(context: Context, x: Traced, *args: Any, **kwargs: Any) -> torch.Tensor:
         blank = torch.zeros(x.index.shape, dtype=context.dtype)
+        blank = blank.double() if blank.is_floating_point() else blank
         return cast(torch.Tensor, getattr(torch.ops.aten, operator)(blank, *args, **kwargs))
 
 

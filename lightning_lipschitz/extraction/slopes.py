@@ -112,15 +112,18 @@ def celu(alpha: float = 1.0) -> Slopes:
 
 
 @slopes("softplus")
-def softplus(beta: float = 1.0, threshold: float = 20.0) -> Slopes:
+def softplus(beta: float = 1.0, threshold: float = 20.0, *, resolution: float = 2.0**-23) -> Slopes:
     """The integral of a logistic function, whose slope is in [0, 1].
 
-    Past the threshold PyTorch returns x itself, a jump of log(1 + exp(-threshold)) / beta. At the default of 20 this is
-    2e-9 / beta, below the resolution of float32: an implementation of the smooth function, and read as such.
+    Past the threshold PyTorch returns x itself, a jump of log(1 + exp(-threshold)) / beta. Where this is below half a
+    unit in the last place of the value there, threshold / beta, it is a correctly rounded implementation of the smooth
+    function, and read as such: at the default of 20 in float32, from 34 on in float64.
     """
-    if threshold < 20:
+    jump = math.log1p(math.exp(-threshold)) if threshold > -700 else math.inf
+    if not jump <= resolution / 4 * threshold:
         raise NotLipschitzError(
-            f"With threshold {threshold} it jumps by {math.log1p(math.exp(-threshold)) / beta:.2g}; use 20 or more."
+            f"It jumps by {jump / beta:.2g} at its threshold, which is more than rounding in this dtype; "
+            "use threshold=20 or more in float32, 40 or more in float64."
         )
     return 0.0, 1.0
 

@@ -32,6 +32,8 @@ class Graph:
         constants: tensors that exist only in the graph, by placeholder.
         batch: the number of samples to walk the graph with; 2 wherever the graph holds for any number.
         shape: of the input, without the batch.
+        dtype: of the input: what the model itself computes in.
+        registered: the placeholders that are parameters or buffers.
     """
 
     nodes: tuple[torch.fx.Node, ...]
@@ -40,6 +42,8 @@ class Graph:
     constants: Mapping[str, torch.Tensor]
     batch: int
     shape: tuple[int, ...]
+    dtype: torch.dtype
+    registered: frozenset[str]
 
 
 def example(model: torch.nn.Module, given: object) -> torch.Tensor:
@@ -158,4 +162,6 @@ def _graph(model: torch.nn.Module, exported: ExportedProgram, x: torch.Tensor) -
     constants = {n: exported.constants[target] for n, target in tensors.items() if target in exported.constants}
     size = users[0].meta["val"].shape[0]
     batch = size if isinstance(size, int) else 2
-    return Graph(tuple(exported.graph.nodes), users[0].name, tensors, constants, batch, tuple(x.shape[1:]))
+    nodes, shape = tuple(exported.graph.nodes), tuple(x.shape[1:])
+    registered = frozenset(n.name for n, s in specs.items() if s.kind in (InputKind.PARAMETER, InputKind.BUFFER))
+    return Graph(nodes, users[0].name, tensors, constants, batch, shape, x.dtype, registered)

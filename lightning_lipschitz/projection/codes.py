@@ -56,8 +56,8 @@ class Normed:
         return self.magnitude, self.direction
 
     def decode(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The matrix that the tensors stand for."""
-        return torch._weight_norm(tensors[self.direction], tensors[self.magnitude], self.dim)
+        """The matrix that the tensors stand for, float64, as the extraction computes it."""
+        return torch._weight_norm(tensors[self.direction].double(), tensors[self.magnitude].double(), self.dim)
 
     def encode(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Directions of length one; slices of zeros, which have none, keep theirs."""

@@ -128,7 +128,7 @@ class GraphWeights(StoredWeights):
         expected = rows_of(network)
         with torch.no_grad():
             found = torch.cat(GraphMap(linearised, self._codes, self.tensors())(weights)).numpy()
-        resolution = max(torch.finfo(weight.dtype).eps for weight in self.read())
+        resolution = max(torch.finfo(tensor.dtype).eps for tensor in self.tensors().values())
         allowed = max(_AGREEMENT, 8 * resolution) * np.abs(expected).max(initial=0.0)
         wrong = np.flatnonzero(np.abs(found - expected).max(axis=1, initial=0.0) > allowed)
         if len(wrong):

@@ -45,7 +45,7 @@ class StoredWeights(ABC):
         return self.extractor.network()
 
     def read(self, tensors: Mapping[str, Tensor] | None = None) -> list[Tensor]:
-        """The weights, detached, in their own dtype and on their own device.
+        """The weights, detached, on their own device; in their own dtype where they are parameters, else float64.
 
         Args:
             tensors: a ``state_dict`` to read in place of the model's own; it may hold more.

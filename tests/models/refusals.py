@@ -66,7 +66,7 @@ REFUSED = {
     ),
     "random_dropout": refused_function(lambda x: F.dropout(x), verdict="replace", says="nn.Dropout"),
     "random_weights": refused_function(lambda x: x + torch.rand(4), error=ExtractionError, says="random"),
-    "bits": refused_function(lambda x: x.view(torch.int32).view(torch.float32), verdict="not yet", says="cover"),
+    "bits": refused_function(lambda x: x.view(torch.int32).view(torch.float32), verdict="never", says="int32"),
     "lstm": refused_module(
         lambda: Lambda(lambda m, x: m.rnn(x)[0], rnn=nn.LSTM(3, 2, batch_first=True)), "`rnn`", shape=(2, 3)
     ),

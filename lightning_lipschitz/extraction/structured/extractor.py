@@ -98,8 +98,11 @@ def _decide(graph: Trace, tensors: Mapping[str, torch.Tensor], name: str) -> tup
     """The extraction, and the function that made it. What only the structured route knows is read by it."""
     try:
         structured = walk(graph, tensors, name)
-    except LipschitzError:
-        return interpret(graph, tensors, name), interpret
+    except LipschitzError as refusal:
+        try:
+            return interpret(graph, tensors, name), interpret
+        except ModelSizeError:
+            raise refusal from None  # why it is not read at any size
     if not fits(structured.network):
         return structured, walk
     try:

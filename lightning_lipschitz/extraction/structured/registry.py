@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from lightning_lipschitz.errors import ExtractionError, UnsupportedModuleError
+from lightning_lipschitz.extraction.constants import exactly
 from lightning_lipschitz.extraction.registry import require_finite
 from lightning_lipschitz.extraction.structured.builder import Builder
 
@@ -75,14 +76,21 @@ class Context:
         where = f"`{self.path}`" if self.path else "the model"
         return ExtractionError(where, f"{reason} {self.line}".strip(), advice)
 
+    def refuse_conversion(self, dtype: torch.dtype | None) -> None:
+        """Raise where values of the input are converted to a dtype that rounds them."""
+        if dtype is not None:
+            sentence = f"It converts values to {dtype}, and rounding jumps. Leave them in the model's own dtype."
+            raise self.unsupported("never", sentence)
+
     def constant(self, value: torch.Tensor | float) -> torch.Tensor:
         """A known tensor or number in float64 on the CPU.
 
         Raises:
             NonFiniteError: with the parameter's name.
         """
-        tensor = torch.as_tensor(value)
-        if tensor.is_complex():
-            raise self.unsupported("not yet", "Complex numbers have no rule.")
+        try:
+            tensor = exactly(value)
+        except (ValueError, RuntimeError) as error:
+            raise self.unsupported("not yet", str(error)) from None
         require_finite(tensor, self.names.get(id(value), f"a constant in `{self.path}`"))
-        return tensor.to("cpu", torch.float64)
+        return tensor

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF
+from lightning_lipschitz.extraction.rules_composite import register_composites
 from lightning_lipschitz.extraction.samples import SampleMixing, broadcast
 from lightning_lipschitz.extraction.structured.registry import PRODUCT, Context, rule
 from lightning_lipschitz.extraction.structured.value import Value
@@ -20,7 +21,7 @@ from lightning_lipschitz.structured.nodes import Array
 def add(context: Context, x: Any, y: Any, alpha: float = 1) -> Value:
     """``x + alpha y``."""
     if alpha != 1:
-        y = mul(context, y, alpha) if isinstance(y, Value) else torch.as_tensor(y) * alpha
+        y = mul(context, y, alpha) if isinstance(y, Value) else context.constant(y) * context.constant(alpha)
     if isinstance(x, Value) and isinstance(y, Value):
         left, right = broadcast(x.index, y.index)
         total = context.builder.total(x.moved(left), y.moved(right))
@@ -87,6 +88,9 @@ def div(context: Context, x: Any, y: Any, rounding_mode: str | None = None) -> V
     divisors = context.constant(y)
     exact = bool(torch.all(torch.frexp(divisors).mantissa.abs() == 0.5))
     return scaled(context, x, context.constant(1.0 / divisors), 0.0 if exact else UNIT_ROUNDOFF)
+
+
+register_composites(rule, Value, add, mul, div, scaled)
 
 
 @rule("neg", "negative")
@@ -167,8 +171,9 @@ def matmul(context: Context, x: Any, y: Any) -> Value:
 @rule("addmm")
 def addmm(context: Context, bias: Any, x: Any, y: Any, beta: float = 1, alpha: float = 1) -> Value:
     """``beta bias + alpha x y``."""
-    product = mul(context, matmul(context, x, y), alpha)
-    return add(context, product, mul(context, bias, beta) if isinstance(bias, Value) else bias * beta)
+    if isinstance(x, Value) or isinstance(y, Value):
+        return add(context, mul(context, matmul(context, x, y), alpha), bias, alpha=beta)
+    return add(context, context.constant(alpha) * (context.constant(x) @ context.constant(y)), bias, alpha=beta)
 
 
 @rule("sum")

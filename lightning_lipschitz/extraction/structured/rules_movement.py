@@ -28,8 +28,6 @@ def carry_out(context: Context, operator: str, args: Any, kwargs: Any) -> Any:
     encoded = {id(value): index for value, index in zip(values, indices, strict=True)}
     args, kwargs = tree_map(lambda each: encoded.get(id(each), each), (args, kwargs))
     result = getattr(torch.ops.aten, operator)(*args, **kwargs)
-    if any(index.dtype != torch.int64 for index in tree_leaves(result)):
-        raise TypeError("the bits are read as another type")
     size, batch = context.builder.size(node), context.builder.batch
     return tree_map(lambda index: Value(node, size, index, batch), result)
 
@@ -38,6 +36,12 @@ def _register(operator: str) -> None:
     @rule(operator)
     def move(context: Context, *args: Any, **kwargs: Any) -> Any:
         kwargs.pop("memory_format", None)
+        for dtype in (each for each in args if isinstance(each, torch.dtype)):
+            context.refuse_conversion(dtype)  # the bits are read as another type
+        if operator in ("view", "_unsafe_view"):
+            return carry_out(
+                context, "reshape", args, kwargs
+            )  # never moves an entry, however the integers are laid out
         return carry_out(context, operator, args, kwargs)
 
 
@@ -69,6 +73,23 @@ def stack(context: Context, tensors: list[Any], dim: int = 0) -> Any:
 def _all_values(context: Context, tensors: list[Any]) -> list[Value]:
     like = next(each for each in tensors if isinstance(each, Value))
     return [each if isinstance(each, Value) else lifted(context, each, like) for each in tensors]
+
+
+def _register_scatter(operator: str) -> None:
+    @rule(operator)
+    def write(context: Context, x: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
+        return carry_out(context, operator, (*_all_values(context, [x, source]), *args), kwargs)
+
+
+for _operator in ("select_scatter", "slice_scatter", "diagonal_scatter"):
+    _register_scatter(_operator)
+
+
+@rule("copy")
+def copy(context: Context, x: Any, source: Any, non_blocking: bool = False) -> Any:
+    """What is written over a tensor, in that tensor's shape."""
+    shape = x.index.shape if isinstance(x, Value) else x.shape
+    return source.moved(source.index.expand(shape)) if isinstance(source, Value) else source.expand(shape)
 
 
 @rule("constant_pad_nd")
@@ -126,9 +147,7 @@ def masked_fill(context: Context, x: Value, mask: Any, value: Any) -> Value:
 
 @rule("_to_copy", "to", "type_as", "_conj", "resolve_conj", "resolve_neg", "lift", "lift_fresh", "real")
 def change_type(context: Context, x: Value, *args: Any, **kwargs: Any) -> Value:
-    """A change of dtype or device. In real arithmetic a cast between floating-point types is the identity."""
-    if context.dtype is not None and not context.dtype.is_floating_point:
-        raise context.unsupported("never", f"A cast to {context.dtype} jumps.")
+    """A change of dtype or device; the walk refuses one that rounds."""
     return x
 
 
@@ -143,7 +162,9 @@ def dropout(context: Context, x: Value, p: float, train: bool) -> Value:
 
 @rule("getitem")
 def getitem(context: Context, values: Any, item: int) -> Any:
-    """One of an operator's several results."""
+    """One of an operator's several results; those without a rule are the positions of what was found."""
+    if values[item] is None:
+        raise context.unsupported("never", "Positions of a maximum or of sorted entries jump; their values do not.")
     return values[item]
 
 
@@ -162,7 +183,9 @@ def sym_numel(context: Context, x: Value) -> int:
 def _register_filled(operator: str) -> None:
     @rule(operator)
     def filled(context: Context, x: Value, *args: Any, **kwargs: Any) -> Any:
-        return getattr(torch.ops.aten, operator)(torch.zeros(x.index.shape, dtype=context.dtype), *args, **kwargs)
+        blank = torch.zeros(x.index.shape, dtype=context.dtype)
+        blank = blank.double() if blank.is_floating_point() else blank
+        return getattr(torch.ops.aten, operator)(blank, *args, **kwargs)
 
 
 for _operator in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "fill"):

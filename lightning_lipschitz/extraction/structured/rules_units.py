@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from lightning_lipschitz.extraction.constants import resolution
 from lightning_lipschitz.extraction.samples import broadcast
 from lightning_lipschitz.extraction.slopes import NotLipschitzError, activations
 from lightning_lipschitz.extraction.structured.registry import Context, rule
@@ -29,7 +30,7 @@ def _register(operator: str, table: Callable[..., tuple[float, float]]) -> None:
     @rule(operator)
     def elementwise(context: Context, x: Value, *args: Any, **kwargs: Any) -> Value:
         try:
-            alpha, beta = table(*args, **kwargs)
+            alpha, beta = table(*args, **kwargs, **resolution(context, table))
         except NotLipschitzError as error:
             raise context.unsupported("never", str(error)) from None
         return _uniform(context, x, alpha, beta, lambda y: function(y, *args, **kwargs))

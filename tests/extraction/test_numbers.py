@@ -1,0 +1,170 @@
+"""Python numbers are float64, conversions that round are refused, and a view in place is the view: in both readings."""
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+import lightning_lipschitz as ll
+from lightning_lipschitz.errors import UnsupportedModuleError
+from tests.models.building import Lambda
+
+ROUTES = ("norm-product", "composed")
+EYE = torch.eye(3)
+
+# Every map is a multiple of the identity (or of a projection): its constant is the number beside it, as float64 has it.
+MULTIPLES = {
+    "product": (lambda m, x: x * 0.3, 0.3),
+    "normalisation": (lambda m, x: (x - 0.1307) / 0.3081, 1 / 0.3081),
+    "temperature": (lambda m, x: x / 0.7, 1 / 0.7),
+    "alpha of add": (lambda m, x: torch.add(torch.ones(3), x, alpha=0.7), 0.7),
+    "alpha of sub": (lambda m, x: torch.sub(torch.ones(3), x, alpha=0.3), 0.3),
+    "alpha of rsub": (lambda m, x: torch.rsub(x, torch.ones(3), alpha=0.7), 0.7),
+    "alpha of addmm": (lambda m, x: torch.addmm(m.b, x, m.w, beta=0.1, alpha=0.7), 0.7),
+    "beta of addmm": (lambda m, x: torch.addmm(x, torch.zeros(len(x), 3, dtype=x.dtype), m.w, beta=0.7), 0.7),
+    "lerp by a number": (lambda m, x: torch.lerp(x, torch.zeros_like(x), 0.3), 0.7),
+    "lerp by a tensor": (lambda m, x: torch.lerp(torch.zeros_like(x), x, torch.full_like(x, 0.7)), 0.7),
+    "lerp of known ends": (lambda m, x: torch.lerp(m.b, m.b + 0.7, x), 0.7),
+    "value of addcmul": (lambda m, x: torch.addcmul(torch.ones_like(x), x, torch.ones_like(x), value=0.3), 0.3),
+    "value of addcdiv": (lambda m, x: torch.addcdiv(torch.ones_like(x), x, 1 + m.b, value=0.3), 0.3),
+    "full_like": (lambda m, x: x * torch.full_like(x, 0.7), 0.7),
+    "new_full": (lambda m, x: x * x.new_full((), 0.7), 0.7),
+    "in place": (lambda m, x: x.clone().mul_(0.7).add_(0.3), 0.7),
+    "slope": (lambda m, x: F.leaky_relu(x, 1.3), 1.3),
+    "weight times a number": (lambda m, x: F.linear(x, m.w * 0.7), 0.7),
+    "skip": (lambda m, x: x + 0.3 * x, 1.3),
+    "integer": (lambda m, x: x * 3 / 7, 3 / 7),
+    "bool": (lambda m, x: x * True, 1.0),
+    "chosen by a known mask": (lambda m, x: torch.where(m.w[0] > -1, x * 0.7, 0.1), 0.7),
+    "clamped between numbers": (lambda m, x: x.clamp(-0.3, 0.7), 1.0),
+}
+
+
+def model(forward):
+    made = Lambda(forward)
+    made.w, made.b = nn.Parameter(EYE.clone()), nn.Parameter(torch.zeros(3))
+    return made
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("name", MULTIPLES)
+def test_numbers_are_read_as_float64(name, double, route):
+    forward, constant = MULTIPLES[name]
+    read = model(forward).double() if double else model(forward)
+    bound = ll.certify(read, torch.zeros(2, 3), method=route).upper_bound
+    assert constant <= bound <= constant * (1 + 1e-14)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_integers_that_float64_does_not_hold_are_refused(route):
+    with pytest.raises(UnsupportedModuleError, match="2\\^53"):
+        ll.certify(model(lambda m, x: x * (2**53 + 1)), torch.zeros(2, 3), method=route)
+
+
+def copied(x, dtype):
+    return torch.empty(x.shape, dtype=dtype).copy_(x)
+
+
+def written(x, dtype):
+    y = torch.zeros(x.shape, dtype=dtype)
+    y[:, :2] = x[:, :2]
+    return y
+
+
+ROUNDING = {
+    "half": lambda m, x: x.half().to(x.dtype),
+    "bfloat16": lambda m, x: x.bfloat16().to(x.dtype),
+    "float8": lambda m, x: x.to(torch.float8_e5m2).to(x.dtype),
+    "type": lambda m, x: x.type(torch.float16).type_as(x),
+    "copy of fewer bits": lambda m, x: copied(x, torch.float16).to(x.dtype),
+    "copy of integers": lambda m, x: copied(x * 255, torch.uint8).to(x.dtype),
+    "written into integers": lambda m, x: written(x, torch.int32).to(x.dtype),
+    "written into fewer bits": lambda m, x: written(x, torch.bfloat16).to(x.dtype),
+    "integers": lambda m, x: x.int().to(x.dtype),
+    "bool": lambda m, x: x.bool().to(x.dtype),
+    "sum": lambda m, x: x.sum(1, keepdim=True, dtype=torch.int64).to(x.dtype),
+    "mean": lambda m, x: x.mean(1, keepdim=True, dtype=torch.float16).to(x.dtype),
+    "cumsum": lambda m, x: x.cumsum(1, dtype=torch.int32).to(x.dtype),
+    "softmax": lambda m, x: torch.softmax(x, 1, dtype=torch.bfloat16).to(x.dtype),
+    "bits": lambda m, x: x + 0 * x.view(torch.int32).reshape(len(x), -1)[:, :3].to(x.dtype),
+    "result": lambda m, x: x.half(),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("name", ROUNDING)
+def test_conversions_that_round_are_refused(name, route):
+    with pytest.raises(UnsupportedModuleError, match="rounding jumps"):
+        ll.certify(model(ROUNDING[name]), torch.zeros(2, 3), method=route)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_may_convert_to_its_own_dtype_and_to_wider_ones(dtype, route):
+    read = model(lambda m, x: F.linear(x.float().double().to(x.dtype), m.w).to(m.w.dtype)).to(dtype)
+    assert ll.certify(read, torch.zeros(2, 3, dtype=dtype), method=route).upper_bound == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_float64_converted_to_float32_is_refused(route):
+    with pytest.raises(UnsupportedModuleError, match="float32, and rounding jumps"):
+        ll.certify(model(lambda m, x: x.float().double()).double(), torch.zeros(2, 3), method=route)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_softplus_needs_a_threshold_beyond_the_resolution(route):
+    def certified(dtype, **options):
+        layer = nn.Sequential(nn.Linear(3, 3), nn.Softplus(**options)).to(dtype)
+        return ll.certify(layer, torch.zeros(2, 3, dtype=dtype), method=route)
+
+    assert certified(torch.float32).certified
+    assert certified(torch.float64, threshold=40).certified
+    for options in ({}, {"threshold": 30}, {"beta": 1e-6}, {"beta": 5.0}):
+        with pytest.raises(UnsupportedModuleError, match="threshold"):
+            certified(torch.float64, **options)
+
+
+POSITIONS = {
+    "of max pooling, as numbers": lambda x: torch.minimum(*F.max_pool1d(x[:, None], 3, return_indices=True))[:, 0],
+    "of max pooling, to clamp": lambda x: x.clamp(min=F.max_pool1d(x[:, None], 3, return_indices=True)[1][:, 0]),
+    "of adaptive pooling": lambda x: x * F.adaptive_max_pool1d(x[:, None], 1, return_indices=True)[1][:, 0],
+    "of a maximum, to gather": lambda x: x.gather(1, x.max(1, keepdim=True).indices),
+    "of sorted entries": lambda x: x + x.sort(1).indices,
+    "of an order that is none": lambda x: x.topk(2, 1, sorted=False).values,
+    "kth value": lambda x: x.kthvalue(2, 1).indices.to(x.dtype)[:, None],
+    "argmax": lambda x: x + x.argmax(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("route", [*ROUTES, "auto"])
+@pytest.mark.parametrize("name", POSITIONS)
+def test_positions_are_no_numbers(name, route):
+    with pytest.raises(UnsupportedModuleError):
+        ll.certify(model(lambda m, x: POSITIONS[name](x)), torch.zeros(2, 3), method=route)
+
+
+MOVES = {
+    "channel shuffle": lambda x: x.view(-1, 2, 2, 4, 4).transpose(1, 2).contiguous().view(-1, 4, 4, 4),
+    "flattened": lambda x: x.permute(0, 2, 3, 1).flatten(1),
+    "reshaped": lambda x: x.transpose(1, 2).reshape(len(x), -1),
+    "patches": lambda x: x.view(len(x), 4, 2, 2, 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(len(x), 4, -1),
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last).flatten(2).mT.contiguous().view(-1, 64),
+    "unflattened": lambda x: x.movedim(1, -1).contiguous().unflatten(1, (2, 2)),
+    "written through a view": lambda x: x.clone().transpose(1, 3).mul_(1.0).reshape(len(x), -1),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("name", MOVES)
+def test_operations_in_place_change_no_bound(name, route):
+    conv = nn.Conv2d(2, 4, 3, padding=1)
+    bounds = [
+        ll.certify(
+            Lambda(lambda m, x, inplace=inplace: MOVES[name](F.relu(m.c(x), inplace=inplace)), c=conv),
+            torch.zeros(1, 2, 4, 4),
+            method=route,
+        ).upper_bound
+        for inplace in (False, True)
+    ]
+    assert bounds[0] == bounds[1]
