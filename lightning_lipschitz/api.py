@@ -241,11 +241,7 @@ def read(
         return model
     if isinstance(model, (str, bytes)) or not isinstance(model, Sequence):
         raise ArgumentError("model", type(model).__name__, "an nn.Module, a list of 2-D weight matrices or a Network")
-    return Network.from_weights([_to_numpy(weight) for weight in model], slopes=slopes)
-
-
-def _to_numpy(weight: Any) -> Any:
-    return weight.detach().cpu().double().numpy() if isinstance(weight, Tensor) else weight
+    return Network.from_weights(model, slopes=slopes)
 
 
 def _check(**arguments: Any) -> None:

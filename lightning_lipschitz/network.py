@@ -16,22 +16,23 @@ alpha = -kappa and beta = kappa.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from lightning_lipschitz.digest import digest
 from lightning_lipschitz.errors import ArgumentError, EmptyNetworkError, NonFiniteError, ShapeError
+from lightning_lipschitz.real import real_array, real_number, whole_array
 
 Array = npt.NDArray[np.float64]
 
 
 def _frozen(values: npt.ArrayLike, name: str, ndim: int) -> Array:
     """A read-only float64 copy, refused when it holds anything that is not finite."""
-    array = np.array(values, dtype=np.float64, order="C")
+    array = real_array(values, name)
     if array.ndim != ndim:
         raise ShapeError(name, array.shape, f"{ndim} dimension{'s' if ndim > 1 else ''}")
     bad = array.size - int(np.isfinite(array).sum())
@@ -58,6 +59,7 @@ class Term:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "matrix", _frozen(self.matrix, "a weight matrix", 2))
+        object.__setattr__(self, "rounding", real_number(self.rounding, "rounding"))
         if not (np.isfinite(self.rounding) and self.rounding >= 0):
             raise ArgumentError("rounding", self.rounding, "a finite number >= 0")
 
@@ -104,8 +106,8 @@ class Layer:
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
-            values = _frozen(np.broadcast_to(getattr(self, name), (self.size,)), name, 1)
-            object.__setattr__(self, name, values)
+            values = np.broadcast_to(real_array(getattr(self, name), name), (self.size,))
+            object.__setattr__(self, name, _frozen(values, name, 1))
         if not np.all(self.alpha < self.beta):
             worst = int(np.argmax(self.alpha - self.beta))
             found = (float(self.alpha[worst]), float(self.beta[worst]))
@@ -113,7 +115,7 @@ class Layer:
         object.__setattr__(self, "group", self._frozen_group())
 
     def _frozen_group(self) -> npt.NDArray[np.int64]:
-        group = np.arange(self.size) if self.group is None else np.array(self.group, dtype=np.int64)
+        group = np.arange(self.size) if self.group is None else whole_array(self.group, "group")
         if group.shape != (self.size,):
             raise ShapeError("group", group.shape, (self.size,))
         group.setflags(write=False)
@@ -189,8 +191,8 @@ class Network:
                     f"weight matrix {k}", matrix.shape, f"{affines[-1].size} columns, the rows of the one before"
                 )
             bias = np.zeros(len(matrix)) if biases is None else biases[k]
-            affines.append(Affine((Term(k, matrix),), np.asarray(bias, dtype=np.float64)))
-        alpha, beta = (np.float64(slope) for slope in slopes)
+            affines.append(Affine((Term(k, matrix),), bias))
+        alpha, beta = (real_array(slope, "slopes") for slope in slopes)
         layers = tuple(Layer(a, alpha, beta, name=f"layer {k}") for k, a in enumerate(affines[:-1], 1))  # type: ignore[arg-type]
         return cls(affines[0].terms[0].matrix.shape[1], layers, affines[-1])
 
@@ -216,19 +218,16 @@ class Network:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that a bound depends on: structure, matrices, slopes, groups; not of biases and names."""
-        sha = hashlib.sha256(b"lightning-lipschitz network 1")
+        return digest(self._contents())
 
-        def feed(values: npt.NDArray[np.generic]) -> None:
-            sha.update(repr(values.shape).encode())
-            sha.update(np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"))).tobytes())
-
+    def _contents(self) -> Iterator[str | npt.NDArray[np.generic]]:
+        """Everything that a bound depends on; every list after its length."""
+        yield f"lightning-lipschitz network 2 {self.sizes} {len(self.affines)}"
         for affine in self.affines:
+            yield f"affine {affine.size} {len(affine.terms)}"
             for term in sorted(affine.terms, key=lambda term: term.source):
-                sha.update(f"term {term.source} {float(term.rounding).hex()}".encode())
-                feed(term.matrix)
+                yield f"term {term.source} {term.rounding.hex()}"
+                yield term.matrix
         for layer in self.layers:
-            numbers = np.unique(np.asarray(layer.group), return_inverse=True)[1].astype(np.int64)
-            for values in (layer.alpha, layer.beta, numbers):
-                feed(values)
-        sha.update(repr(self.sizes).encode())
-        return sha.hexdigest()
+            yield from (layer.alpha, layer.beta)
+            yield np.unique(np.asarray(layer.group), return_inverse=True)[1].astype(np.int64)

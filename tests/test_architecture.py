@@ -12,7 +12,8 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 # A room may import itself and the rooms of the levels below it.
 LEVELS = [
-    {"errors"},
+    {"errors", "digest"},
+    {"real"},
     {"network", "structured"},
     {"certificate"},
     {"functional"},
@@ -29,7 +30,7 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
-TRUSTED = {"errors", "network", "structured", "certificate"}
+TRUSTED = {"errors", "digest", "real", "network", "structured", "certificate"}
 FRAMEWORKS = {"torch", "cvxpy", "lightning", "pytorch_lightning", "torchmetrics"}
 
 

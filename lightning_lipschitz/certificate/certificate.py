@@ -18,7 +18,7 @@ from lightning_lipschitz.certificate.encoding import decode, encode
 from lightning_lipschitz.certificate.proofs import AnyProof
 from lightning_lipschitz.errors import CertificateError
 
-FORMAT = "lightning-lipschitz certificate 1"
+FORMAT = "lightning-lipschitz certificate 2"  # 1 had digests that took some networks for one
 
 
 class Status(Enum):

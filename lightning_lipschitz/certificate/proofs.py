@@ -8,11 +8,13 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from lightning_lipschitz.real import real_array, real_number
+
 Array = npt.NDArray[np.float64]
 
 
 def _frozen(values: npt.ArrayLike) -> Array:
-    array = np.array(values, dtype=np.float64)
+    array = real_array(values, "the numbers of a proof")
     array.setflags(write=False)
     return array
 
@@ -30,7 +32,7 @@ class Multipliers:
     values: tuple[Array, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rho", float(self.rho))
+        object.__setattr__(self, "rho", real_number(self.rho, "rho"))
         object.__setattr__(self, "values", tuple(_frozen(values) for values in self.values))
 
 
@@ -41,7 +43,7 @@ class Norms:
     values: tuple[tuple[float, ...], ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", tuple(tuple(float(s) for s in row) for row in self.values))
+        object.__setattr__(self, "values", tuple(tuple(real_number(s, "a norm") for s in row) for row in self.values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,7 @@ class Channels:
     values: tuple[Array, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rho", float(self.rho))
+        object.__setattr__(self, "rho", real_number(self.rho, "rho"))
         object.__setattr__(self, "values", tuple(_frozen(values) for values in self.values))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lightning_lipschitz.errors import ExtractionError, NonFiniteError, UnsupportedModuleError
+from lightning_lipschitz.errors import ArgumentError, ExtractionError, NonFiniteError, UnsupportedModuleError
 from lightning_lipschitz.extraction.constants import exactly
 from lightning_lipschitz.extraction.expression import Expression
 from lightning_lipschitz.extraction.size import DENSE_ENTRY, require_room
@@ -160,7 +160,9 @@ class Context:
 
 
 def require_finite(tensor: torch.Tensor, name: str) -> None:
-    """Raise ``NonFiniteError`` with this name for NaN or infinite entries."""
+    """Raise ``NonFiniteError`` with this name for NaN or infinite entries, ``ArgumentError`` for complex ones."""
+    if tensor.is_complex():
+        raise ArgumentError(name, f"a tensor of {tensor.dtype}", "real")
     # A finite sum proves every entry finite, at a fraction of the cost of looking at each.
     if not math.isfinite(tensor.sum().item()):
         bad = int((~torch.isfinite(tensor)).sum())

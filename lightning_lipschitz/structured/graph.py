@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from lightning_lipschitz.digest import digest
 from lightning_lipschitz.errors import ArgumentError, ShapeError
-from lightning_lipschitz.structured.nodes import Concatenation, Gather, Input, Node, Sum
+from lightning_lipschitz.structured.nodes import Concatenation, Content, Gather, Input, Node, Sum
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +67,12 @@ class Graph:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that a bound depends on; not of biases and names."""
-        sha = hashlib.sha256(b"lightning-lipschitz graph 1")
+        return digest(self._contents())
+
+    def _contents(self) -> Iterator[Content]:
+        """Everything that a bound depends on; every list after its length."""
+        yield f"lightning-lipschitz graph 2 {len(self.nodes)}"
         for node in self.nodes:
-            sha.update(f"{type(node).__name__} {node.sources} {node.size}".encode())
-            for part in node.contents():
-                if isinstance(part, str):
-                    sha.update(part.encode())
-                    continue
-                sha.update(repr(part.shape).encode())
-                sha.update(np.ascontiguousarray(part.astype(part.dtype.newbyteorder("<"))).tobytes())
-        return sha.hexdigest()
+            parts = list(node.contents())
+            yield f"{type(node).__name__} {node.sources} {node.size} {len(parts)}"
+            yield from parts

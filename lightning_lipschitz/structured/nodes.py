@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_lipschitz.errors import ArgumentError, NonFiniteError, ShapeError
+from lightning_lipschitz.real import real_array, real_number, whole_array
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -22,7 +23,7 @@ Content: TypeAlias = "npt.NDArray[Any] | str"
 
 def frozen(values: npt.ArrayLike, name: str) -> Array:
     """A read-only float64 copy, refused when it holds anything that is not finite."""
-    array = np.array(values, dtype=np.float64, order="C")
+    array = real_array(values, name)
     bad = array.size - int(np.isfinite(array).sum())
     if bad:
         raise NonFiniteError(name, bad, array.size)
@@ -32,9 +33,10 @@ def frozen(values: npt.ArrayLike, name: str) -> Array:
 
 def finite(value: float, name: str) -> float:
     """A float >= 0, refused when it is not finite."""
-    if not (np.isfinite(value) and value >= 0):
+    number = real_number(value, name)
+    if not (np.isfinite(number) and number >= 0):
         raise ArgumentError(name, value, "a finite number >= 0")
-    return float(value)
+    return number
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -134,7 +136,7 @@ class Gather(Node):
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
-        indices = np.array(self.indices, dtype=np.int64, order="C")
+        indices = whole_array(self.indices, "indices")
         if indices.ndim != 1 or np.any(indices < -1):
             raise ArgumentError("indices", indices.shape, "one dimension of numbers >= -1")
         indices.setflags(write=False)
