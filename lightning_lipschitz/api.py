@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.composed import certify_graph
 from lightning_lipschitz.bounds.lower import LowerBound, steepest_pair
 from lightning_lipschitz.bounds.search import certify_network
@@ -61,7 +62,8 @@ def certify(
             certified.
         solver: "native", or "clarabel" / "scs" through cvxpy.
         rtol: relative duality gap at which the search for the best bound ends. The bound is proved whatever the gap.
-        time_limit: seconds; when they are over, the best bound so far is returned.
+        time_limit: seconds, reading and proving included; when they are over, the best bound so far is returned. What
+            would not end in time is not begun: of large models, only what the entries of the weights show is left.
         device: where the native solver computes; "auto" takes a GPU where there is one and the problem is large.
         split_size: layers a sub-network, for very deep networks; by default no split.
         workers: sub-networks solved at once, each in a process; or a map-like callable ``workers(function, items)``.
@@ -91,6 +93,7 @@ def certify(
         >>> round(certificate.upper_bound, 5), certificate.certified
         (2.3094, True)
     """
+    clock = Clock(time_limit)
     _check(method=method, solver=solver, rtol=rtol, time_limit=time_limit, workers=workers, split_size=split_size)
     network = read(model, example_input, slopes, method, module=module, input=input, output=output)
     state = None if warm_start is None else warm_start.state or warm_start.proof
@@ -99,7 +102,11 @@ def certify(
     )
     if method == "composed" and isinstance(network, Network):
         raise ArgumentError("method", method, "any other for explicit matrices; this one reads an nn.Module")
-    certificate = certify_graph(network, settings) if isinstance(network, Graph) else certify_network(network, settings)
+    certificate = (
+        certify_graph(network, settings, clock)
+        if isinstance(network, Graph)
+        else certify_network(network, settings, clock)
+    )
     if throw and certificate.status in (Status.FALLBACK, Status.FAILED):
         raise SolverError(f"`{method}` with solver `{solver}` failed. {certificate.status.value}", certificate)
     return certificate

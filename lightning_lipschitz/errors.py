@@ -115,6 +115,13 @@ class SolverError(LipschitzError):
         self.certificate = certificate
 
 
+class TimeLimitError(SolverError):
+    """What was to be done next would not have ended within the time limit."""
+
+    def __init__(self) -> None:
+        super().__init__("the time limit was reached.")
+
+
 class NotABoundWarning(UserWarning):
     """A number that is not an upper bound was asked for."""
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, get_args
 import numpy as np
 
 from lightning_lipschitz.api import Model, read
-from lightning_lipschitz.bounds.outcome import Clock
+from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.pairwise import Pair, difference, pairs, shared_proposals
 from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import Method, Settings, Solver

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy.linalg import cholesky, solve_triangular
 from scipy.sparse.linalg import LinearOperator, eigsh
 
+from lightning_lipschitz.bounds import cost
 from lightning_lipschitz.bounds.parts import Part
 from lightning_lipschitz.certificate.proofs import Channels
 from lightning_lipschitz.certificate.spectrum import Spectrum, spectrum
@@ -29,6 +30,7 @@ MOST_LAYERS = 3  # of units in a part
 FAILURES = 3  # beginnings in a row that will not do, after which a part is as long as it gets
 SEARCHED = 5  # frequencies
 FACTORS = (1.0, 1.25, 1.6, 2.0)  # of the multipliers that give the product of the norms
+SEARCH = 4.0  # times the proof's time that a proposal takes
 ATTEMPTS = 5  # to make the block of the units definite at all frequencies
 ROOM = 1e-6  # relative, above the largest rho found
 
@@ -87,6 +89,12 @@ def work(part: Spectrum) -> float:
     inputs, units = 2.0 * part.channels[0], 2.0 * sum(part.channels[1:])
     each = 2.0 * part.rows * 2.0 * (inputs + units) ** 2 / 2.0 + (inputs + units) ** 3 / 3.0 + 2e7
     return float(0.5 * math.prod(part.periods) * each)
+
+
+def seconds(graph: Graph, start: int, end: int) -> float:
+    """Expected time of the proof of a part; 0 where there is nothing to prove."""
+    part = spectrum(graph, start, end)
+    return 0.0 if part is None else work(part) / cost.rates().factor
 
 
 def _search(points: Sequence[_Point], start: Sequence[float]) -> tuple[list[float], float]:

@@ -11,15 +11,15 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TypeAlias
 
-from lightning_lipschitz.bounds import channels
-from lightning_lipschitz.bounds.outcome import Clock
+from lightning_lipschitz.bounds import channels, cost
+from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.parts import Part, cut
 from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import Method, Settings
 from lightning_lipschitz.certificate import Certificate, Composition, Status, prove_composition
 from lightning_lipschitz.certificate.composition import claimed, propagate
 from lightning_lipschitz.certificate.explicit import explicit
-from lightning_lipschitz.certificate.operators import node_norm
+from lightning_lipschitz.certificate.operators import cheap_node_norm, node_norm, norm_work
 from lightning_lipschitz.certificate.proofs import Channels, Proof
 from lightning_lipschitz.certificate.verify import SIGNING_MARGIN
 from lightning_lipschitz.errors import ArgumentError, SolverError
@@ -31,7 +31,7 @@ METHODS = ("auto", "composed", "norm-product")
 _WORST_FIRST = (Status.FALLBACK, Status.TIME_LIMIT, Status.ALMOST_SOLVED, Status.SOLVED)
 
 
-def certify_graph(graph: Graph, settings: Settings) -> Certificate:
+def certify_graph(graph: Graph, settings: Settings, clock: Clock | None = None) -> Certificate:
     """The bound of a structured graph; with "norm-product", without writing out any part of it.
 
     Raises:
@@ -40,13 +40,15 @@ def certify_graph(graph: Graph, settings: Settings) -> Certificate:
     """
     if settings.method not in METHODS:
         raise ArgumentError("method", settings.method, f"one of {', '.join(METHODS)} for a model of this size")
-    clock = Clock(settings.time_limit)
-    norms = {number: node_norm(graph.nodes[number], SIGNING_MARGIN) for number in claimed(graph)}
+    clock = Clock(settings.time_limit) if clock is None else clock
+    norms, promised, complete = _norms(graph, clock)
     parts = () if settings.method == "norm-product" else cut(graph)
-    blocks = _blocks(graph, norms, parts, settings, clock)
+    blocks, owed = _blocks(graph, norms, parts, settings, clock, promised)
     proofs: list[Block] = [(part.start, part.end, c.proof) for part, c in blocks]  # type: ignore[misc]
     if settings.method != "norm-product":
-        proofs += _convolutional(graph, norms, parts, clock)
+        found, all_tried = _convolutional(graph, norms, parts, clock, promised + owed)
+        proofs += found
+        complete = complete and all_tried
     proof, bound = _proved(graph, norms, proofs)
     if bound is None or not math.isfinite(bound):
         raise SolverError(
@@ -55,7 +57,9 @@ def certify_graph(graph: Graph, settings: Settings) -> Certificate:
     return Certificate(
         upper_bound=bound,
         certified=True,
-        status=min((c.status for _, c in blocks), key=_WORST_FIRST.index, default=Status.SOLVED),
+        status=min(
+            [Status.SOLVED if complete else Status.TIME_LIMIT, *(c.status for _, c in blocks)], key=_WORST_FIRST.index
+        ),
         method="norm-product" if settings.method == "norm-product" else "composed",
         solver=next((c.solver for _, c in blocks if c.relative_gap is not None), "eigenvalues"),
         relative_gap=None,
@@ -78,36 +82,66 @@ def _proved(graph: Graph, norms: dict[int, float], blocks: list[Block]) -> tuple
     return proof, None
 
 
-def _convolutional(graph: Graph, norms: dict[int, float], written: tuple[Part, ...], clock: Clock) -> list[Block]:
-    """The same for parts that are bounded one frequency at a time."""
-    bounds, found = propagate(graph, norms, {}), list[Block]()
+def _norms(graph: Graph, clock: Clock) -> tuple[dict[int, float], float, bool]:
+    """Norms of all nodes, the cheapest first as long as there is time for them and for proving them at the end.
+
+    Returns:
+        The norms, of the other nodes from one look at their entries; seconds that the proofs will take; whether there
+        was time for all.
+    """
+    numbers, promised, complete = claimed(graph), 0.0, True
+    if clock.limit is None:
+        return {number: node_norm(graph.nodes[number], SIGNING_MARGIN) for number in numbers}, 0.0, True
+    norms = {number: cheap_node_norm(graph.nodes[number]) for number in numbers}
+    needed = {number: norm_work(graph.nodes[number]) / cost.rates().factor for number in numbers}
+    for number in sorted(numbers, key=lambda number: needed[number]):
+        if not clock.fits(2.0 * needed[number] + promised):
+            complete = False
+            continue
+        start = clock.seconds
+        norms[number] = min(norms[number], node_norm(graph.nodes[number], SIGNING_MARGIN))
+        promised += clock.seconds - start
+    return norms, promised, complete
+
+
+def _convolutional(
+    graph: Graph, norms: dict[int, float], written: tuple[Part, ...], clock: Clock, promised: float
+) -> tuple[list[Block], bool]:
+    """The same for parts that are bounded one frequency at a time, and whether there was time for all."""
+    bounds, found, complete = propagate(graph, norms, {}), list[Block](), True
     for part in channels.cut(graph, written):
-        if clock.left == 0.0:
-            break
+        needed = 0.0 if clock.limit is None else channels.seconds(graph, part.start, part.end)
+        if not clock.fits(channels.SEARCH * needed + needed + promised):
+            complete = False
+            continue
         proposal = channels.propose(graph, part.start, part.end)
         if proposal is not None and math.sqrt(proposal.rho) * bounds[part.start] < bounds[part.end]:
             found.append((part.start, part.end, proposal))
-    return found
+            promised += needed
+    return found, complete
 
 
 def _blocks(
-    graph: Graph, norms: dict[int, float], parts: tuple[Part, ...], settings: Settings, clock: Clock
-) -> list[tuple[Part, Certificate]]:
-    """The parts whose own bound is below that of their nodes, with its certificate."""
-    bounds, found = propagate(graph, norms, {}), []
-    for left, part in enumerate(parts):
-        limit = None if clock.left is None else max(clock.left / (len(parts) - left), 1e-3)
+    graph: Graph, norms: dict[int, float], parts: tuple[Part, ...], settings: Settings, clock: Clock, promised: float
+) -> tuple[list[tuple[Part, Certificate]], float]:
+    """The parts whose own bound is below that of their nodes, with its certificate; and seconds to prove them again."""
+    bounds, found, owed = propagate(graph, norms, {}), [], 0.0
+    for done, part in enumerate(parts):
+        if clock.over:
+            break
         network = explicit(graph, part.start, part.end)
         if network is None:
             continue
+        again = 0.0 if clock.limit is None else cost.proof(network).seconds
         best: Method = "auto" if network.layers else "norm-product"
-        inner = replace(settings, method=best, time_limit=limit, warm_start=None, workers=1)
+        inner = replace(settings, method=best, time_limit=None, warm_start=None, workers=1)
         try:
-            certificate = certify_network(network, inner)
+            certificate = certify_network(network, inner, clock.share(len(parts) - done, less=promised + owed + again))
         except SolverError:
             continue
         before, after = bounds[part.start], bounds[part.end]
         through = Fraction(certificate.upper_bound) * Fraction(before) if math.isfinite(before) else None
         if through is not None and (not math.isfinite(after) or through < Fraction(after)):
             found.append((part, certificate))
-    return found
+            owed += again
+    return found, owed

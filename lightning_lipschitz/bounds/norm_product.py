@@ -5,8 +5,10 @@ Szegedy et al., "Intriguing properties of neural networks", ICLR 2014, section 4
 
 from __future__ import annotations
 
+from lightning_lipschitz.bounds import cost
+from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.certificate.proofs import Norms
-from lightning_lipschitz.certificate.spectral import norm_upper_bound
+from lightning_lipschitz.certificate.spectral import cheap_norm_upper_bound, norm_upper_bound
 from lightning_lipschitz.certificate.verify import SIGNING_MARGIN
 from lightning_lipschitz.network import Network
 
@@ -15,9 +17,23 @@ def propose(network: Network) -> Norms:
     """A proved upper bound of the spectral norm of every matrix; one symmetric eigenvalue problem each, on its smaller
     side.
     """
-    return Norms(
-        tuple(
-            tuple(norm_upper_bound(term.matrix, term.rounding, SIGNING_MARGIN) for term in affine.terms)
-            for affine in network.affines
-        )
-    )
+    return propose_within(network, Clock(None))[0]
+
+
+def propose_within(network: Network, clock: Clock) -> tuple[Norms, bool]:
+    """The same as far as there is time for them and their proofs, the cheapest first, and whether that is all of them.
+
+    The other norms are bounded by what one look at their entries shows.
+    """
+    terms = [(k, t, term) for k, affine in enumerate(network.affines) for t, term in enumerate(affine.terms)]
+    values = [[0.0] * len(affine.terms) for affine in network.affines]
+    promised, complete, free = cost.Work(), True, clock.limit is None
+    for k, t, term in sorted(terms, key=lambda each: 0.0 if free else cost.norm(each[2].matrix.shape).seconds):
+        proof = cost.norm_proof(term.matrix.shape)
+        if free or clock.fits((cost.norm(term.matrix.shape) + promised).seconds):
+            values[k][t] = norm_upper_bound(term.matrix, term.rounding, SIGNING_MARGIN)
+            promised += proof
+        else:
+            values[k][t] = cheap_norm_upper_bound(term.matrix, term.rounding)
+            complete = False
+    return Norms(tuple(map(tuple, values))), complete

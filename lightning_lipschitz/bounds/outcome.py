@@ -1,8 +1,7 @@
-"""What a search has found, and the clock it runs against."""
+"""What a search has found."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,18 +28,3 @@ class Outcome:
     def gap(self, upper_bound: float) -> float | None:
         """Relative distance of a bound from ``lower_bound``."""
         return None if self.lower_bound is None else max(0.0, 1.0 - self.lower_bound / upper_bound)
-
-
-class Clock:
-    """Seconds since the start, and seconds left."""
-
-    def __init__(self, limit: float | None) -> None:
-        self.limit, self.start = limit, time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start
-
-    @property
-    def left(self) -> float | None:
-        return None if self.limit is None else max(self.limit - self.seconds, 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.certificate.proofs import Multipliers, Proof
 from lightning_lipschitz.certificate.verify import prove, strengthen
 from lightning_lipschitz.network import Network
@@ -32,7 +33,12 @@ class Signed:
 
 
 def sign(
-    network: Network, proposal: Multipliers, interior: Multipliers | None, method: str, solver: str
+    network: Network,
+    proposal: Multipliers,
+    interior: Multipliers | None,
+    method: str,
+    solver: str,
+    clock: Clock | None = None,
 ) -> Signed | None:
     """The least bound found that the kernel proves, or None.
 
@@ -44,19 +50,27 @@ def sign(
         proposal: may be slightly infeasible.
         interior: a strictly feasible point, such as a closed-form one with rho increased.
         method, solver: names to report.
+        clock: as long as one more attempt fits, as judged by the first; by default all are made.
     """
+    clock = Clock(None) if clock is None else clock
+    start = clock.seconds
     best = strengthen(network, proposal)
+    attempt = 2.0 * (clock.seconds - start)  # and the proof at the end
     if best is None or best.rho > proposal.rho * (1.0 + ACCEPTED_RAISE):
-        best = _lower(best, _moved_inwards(network, proposal, interior))
+        best = _lower(best, _moved_inwards(network, proposal, interior, clock, attempt))
     if best is None or (bound := prove(network, best)) is None:
         return None
     return Signed(bound, best, max(0.0, (best.rho / proposal.rho) ** 0.5 - 1.0), method, solver)
 
 
-def _moved_inwards(network: Network, proposal: Multipliers, interior: Multipliers | None) -> Multipliers | None:
+def _moved_inwards(
+    network: Network, proposal: Multipliers, interior: Multipliers | None, clock: Clock, attempt: float
+) -> Multipliers | None:
     if interior is None:
         return None
     for t in MIXTURES:
+        if not clock.fits(attempt):
+            return None
         mixed = mixture(proposal, interior, t)
         if (signed := strengthen(network, mixed)) is not None and signed.rho < mixed.rho * (
             1.0 + max(t, ACCEPTED_RAISE)

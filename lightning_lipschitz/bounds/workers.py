@@ -15,24 +15,28 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
+from threading import TIMEOUT_MAX, Event, Timer
 from typing import Any, TypeVar
 
 from lightning_lipschitz.bounds.settings import MapLike
-from lightning_lipschitz.errors import SolverError
+from lightning_lipschitz.errors import SolverError, TimeLimitError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def mapping(workers: int | MapLike) -> MapLike:
+def mapping(workers: int | MapLike, time_limit: float | None = None) -> MapLike:
     """``workers`` itself if it maps, else :func:`map_in_processes` with so many."""
-    return partial(map_in_processes, workers=workers) if isinstance(workers, int) else workers
+    return partial(map_in_processes, workers=workers, time_limit=time_limit) if isinstance(workers, int) else workers
 
 
-def map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> list[Result]:
+def map_in_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, time_limit: float | None = None
+) -> list[Result]:
     """``[function(item) for item in items]``, in this process if one worker is enough.
 
     Raises:
+        TimeLimitError: the workers had not finished after ``time_limit`` seconds, and were ended.
         SolverError: a worker died.
         Exception: what ``function`` raised, as it raised it.
     """
@@ -41,14 +45,29 @@ def map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], 
         return [function(item) for item in items]
     idle: SimpleQueue[_Worker] = SimpleQueue()
     started = [_Worker(max(1, (os.cpu_count() or 1) // workers)) for _ in range(workers)]
+    late = Event()
+    timer = Timer(TIMEOUT_MAX if time_limit is None else time_limit, _end, (late, started))
+    timer.daemon = True
     try:
+        timer.start()
         for worker in started:
             idle.put(worker)
         with ThreadPoolExecutor(workers) as pool:
             return list(pool.map(lambda item: _run_on_idle(idle, function, item), items))
+    except SolverError as error:
+        if late.is_set():
+            raise TimeLimitError from error
+        raise
     finally:
+        timer.cancel()
         for worker in started:
             worker.close()
+
+
+def _end(late: Event, workers: Sequence[_Worker]) -> None:
+    late.set()
+    for worker in workers:
+        worker.kill()
 
 
 def _run_on_idle(idle: SimpleQueue[_Worker], function: Callable[[Item], Result], item: Item) -> Result:
@@ -84,8 +103,11 @@ class _Worker:
             raise value
         return value
 
-    def close(self) -> None:
+    def kill(self) -> None:
         self._process.kill()
+
+    def close(self) -> None:
+        self.kill()
         self._process.communicate()
 
 

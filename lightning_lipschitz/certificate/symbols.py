@@ -80,6 +80,11 @@ class Symbols:
             periods.append(circle if node.circular else -(-length // s))
         return tuple(periods)
 
+    @property
+    def work(self) -> float:
+        """Operations to test all frequencies."""
+        return _work(self.periods, self.parts.shape[2:], len(self.parts))
+
     def slack(self, group: int) -> float:
         """How far, in the Frobenius norm, the matrices that :meth:`embedded` forms may be from exact."""
         taps, rows, columns = self.parts.shape[1:]

@@ -17,7 +17,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from lightning_lipschitz.bounds.outcome import Clock
+from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import Method, Settings
 from lightning_lipschitz.certificate import Certificate, Composition

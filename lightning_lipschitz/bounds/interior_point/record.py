@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -24,13 +25,19 @@ class Record:
     """Best feasible multipliers, best lower bound, clock and patience."""
 
     def __init__(
-        self, reduced: Reduced, rtol: float, time_limit: float | None, progress: Callable[[Progress], None] | None
+        self,
+        reduced: Reduced,
+        rtol: float,
+        time_limit: float | None,
+        progress: Callable[[Progress], None] | None,
+        start: float,
     ) -> None:
         self._reduced, self._rtol, self._limit, self._progress = reduced, rtol, time_limit, progress
-        self._start = time.perf_counter()
+        self._start = start
         self._best: Tensor | None = None
         self._path: dict[float, Tensor] = {}
         self._rho, self._lower = float("inf"), 0.0
+        self._step, self._noted = 0.0, math.inf
         self.iterations, self.idle = -1, 0
 
     @property
@@ -39,7 +46,8 @@ class Record:
 
     @property
     def late(self) -> bool:
-        return self._limit is not None and self.seconds >= self._limit
+        """Whether another iteration as long as the last one would end after the limit."""
+        return self._limit is not None and self.seconds + self._step >= self._limit
 
     @property
     def gap(self) -> float:
@@ -57,7 +65,8 @@ class Record:
 
     def add(self, point: Iterate, lower: float) -> None:
         """Take note of a strictly feasible point and of a lower bound on the optimum."""
-        before, closed = self.gap, self._closed
+        before, closed, now = self.gap, self._closed, self.seconds
+        self._step, self._noted = max(now - self._noted, 0.0), now
         if point.rho < self._rho:
             self._rho, self._best = point.rho, point.y
         self._lower = max(self._lower, lower)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -40,7 +41,8 @@ def solve(
         network: any network; reduced and scaled here.
         sharing: "neuron", one multiplier a unit (or a norm-bounded group), or "layer", one a layer.
         rtol: stop when ``1 - sqrt(lower_bound / rho)`` is below.
-        time_limit: seconds; the best feasible multipliers so far are returned. Looked at once an iteration.
+        time_limit: seconds; the best feasible multipliers so far are returned. No iteration
+            begins that would end later, if it took as long as the one before.
         device: of torch. float64 throughout.
         warm_start: ``Solution.warm_start`` of a network with similar weights; ignored where it does not fit.
         progress: called after every iteration.
@@ -58,8 +60,9 @@ def solve(
         raise ArgumentError("rtol", rtol, "positive")
     if time_limit is not None and not time_limit >= 0:
         raise ArgumentError("time_limit", time_limit, "None or seconds >= 0")
+    start = time.perf_counter()
     reduced = reduce(network)
-    record = Record(reduced, rtol, time_limit, progress)
+    record = Record(reduced, rtol, time_limit, progress, start)
     output = [term.matrix for term in reduced.network.output.terms if term.matrix.any()]
     if not reduced.network.layers or not output:
         return record.affine(output)
