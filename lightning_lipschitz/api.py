@@ -169,6 +169,7 @@ def lower_bound(
     steps: int = 50,
     pairs: int = 64,
     seed: int = 0,
+    time_limit: float | None = None,
     device: str | torch.device = "cpu",
     module: str = "",
     input: Input = None,
@@ -183,6 +184,8 @@ def lower_bound(
         steps: ascent steps.
         pairs: pairs searched at once.
         seed: of the search's own random numbers; the global generators are not used.
+        time_limit: seconds, reading included: fewer pairs are searched, and fewer steps taken, than were asked for.
+            One pair is evaluated in any case.
         device: where to compute.
         module: as in :func:`certify`.
         input: as in :func:`certify`.
@@ -200,6 +203,8 @@ def lower_bound(
         >>> lower_bound(model, torch.randn(16, 2)).value <= certify(model, torch.randn(16, 2)).upper_bound
         True
     """
+    clock = Clock(time_limit)
+    _check_time_limit(time_limit)
     searched = submodule(model, module)
     start = part(searched, inputs, input, output)[1] if isinstance(inputs, (Tensor, tuple, Mapping)) else inputs
     if not isinstance(start, Tensor) or start.ndim < 2 or len(start) == 0:
@@ -211,7 +216,8 @@ def lower_bound(
             raise ArgumentError(name, value, f"an integer >= {least}")
     function = RoutedExtractor(searched, inputs, name=module, input=input, output=output).function(device)
     generator = torch.Generator().manual_seed(seed)
-    return steepest_pair(function, start.flatten(1).to(device), steps=steps, pairs=pairs, generator=generator)
+    begin = start.flatten(1).to(device)
+    return steepest_pair(function, begin, steps=steps, pairs=pairs, generator=generator, clock=clock)
 
 
 def _proved(network: Network | Graph, proof: AnyProof) -> float | None:
@@ -258,15 +264,18 @@ def _check(**arguments: Any) -> None:
             raise ArgumentError(name, arguments[name], f"one of {', '.join(map(repr, options))}")
     if not 0 < arguments["rtol"] < 1:
         raise ArgumentError("rtol", arguments["rtol"], "a number between 0 and 1")
-    limit = arguments["time_limit"]
-    if limit is not None and not (limit > 0 and math.isfinite(limit)):
-        raise ArgumentError("time_limit", limit, "a number of seconds > 0, or None")
+    _check_time_limit(arguments["time_limit"])
     for name in ("workers", "split_size"):
         value = arguments[name]
         if value is None or (name == "workers" and callable(value)):
             continue
         if not isinstance(value, int) or value < 1:
             raise ArgumentError(name, value, "an integer >= 1")
+
+
+def _check_time_limit(limit: float | None) -> None:
+    if limit is not None and not (limit > 0 and math.isfinite(limit)):
+        raise ArgumentError("time_limit", limit, "a number of seconds > 0, or None")
 
 
 __all__ = ["Model", "certify", "lower_bound", "read", "verify"]

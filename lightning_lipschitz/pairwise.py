@@ -11,8 +11,9 @@ from typing import Any, TypeAlias, get_args
 import numpy as np
 
 from lightning_lipschitz.api import Model, read
+from lightning_lipschitz.bounds import cost
 from lightning_lipschitz.bounds.clock import Clock
-from lightning_lipschitz.bounds.pairwise import Pair, difference, pairs, shared_proposals
+from lightning_lipschitz.bounds.pairwise import Pair, difference, pairs, shared_proposals, shared_work
 from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import Method, Settings, Solver
 from lightning_lipschitz.bounds.signing import sign
@@ -107,8 +108,8 @@ def pairwise_bounds(
         method: as in :func:`lightning_lipschitz.certify`, without "composed" and "lipsdp-network".
         solver: as in :func:`lightning_lipschitz.certify`.
         rtol: relative duality gap at which each search ends.
-        time_limit: seconds for the searches; half of them at most go to that of all outputs. The rest, reading and
-            proving, is not limited.
+        time_limit: seconds, reading and proving included; half of them at most go to the search of all outputs. Pairs
+            for which there is no time left have sqrt(2) times the bound of that.
         refine: whether every pair has a search of its own, the largest bounds first. Without it, the cost is little
             more than that of :func:`lightning_lipschitz.certify`.
 
@@ -130,10 +131,11 @@ def pairwise_bounds(
         raise ArgumentError("rtol", rtol, "a number between 0 and 1")
     if time_limit is not None and not 0 < time_limit < np.inf:
         raise ArgumentError("time_limit", time_limit, "a number of seconds > 0, or None")
+    clock = Clock(time_limit)
     network = _explicit(model, example_input, slopes)
     if network.output.size < 2:
         raise ArgumentError("model", f"{network.output.size} output", "one with two or more outputs; use `certify`")
-    return _Search(network, Settings(method, solver, rtol, time_limit), refine).run()
+    return _Search(network, Settings(method, solver, rtol), refine, clock).run()
 
 
 def _explicit(model: Model, example_input: Any, slopes: tuple[float, float] = (0.0, 1.0)) -> Network:
@@ -147,9 +149,9 @@ def _explicit(model: Model, example_input: Any, slopes: tuple[float, float] = (0
 class _Search:
     """From the whole to the pairs; keeps the best proved bound of each."""
 
-    def __init__(self, network: Network, settings: Settings, refine: bool) -> None:
+    def __init__(self, network: Network, settings: Settings, refine: bool, clock: Clock) -> None:
         self.network, self.settings, self.refine = network, settings, refine
-        self.clock = Clock(settings.time_limit)
+        self.clock = clock
         self.best: dict[Pair, Proved] = {}
         self.refined: set[Pair] = set()
 
@@ -166,22 +168,28 @@ class _Search:
         )
 
     def _certify(self, network: Network, share: int) -> Certificate:
-        limit = None if self.clock.left is None else max(self.clock.left / share, 1e-3)
-        return certify_network(network, replace(self.settings, time_limit=limit))
+        return certify_network(network, self.settings, self.clock.share(share))
 
     def _simple(self) -> None:
         """Norms and closed forms of each difference itself, where no search has tried them already."""
         methods: tuple[Method, ...] = ("norm-product",) if self.settings.method == "norm-product" else _SIMPLE
         for pair in self.best.keys() - self.refined:
             for method in methods:
+                if self.clock.over:
+                    return
                 try:
-                    found = certify_network(difference(self.network, pair), Settings(method))
+                    found = certify_network(difference(self.network, pair), Settings(method), self.clock.share(1))
                 except SolverError:
                     continue
                 self._offer(pair, found.upper_bound, found.proof)
 
     def _share(self, point: Multipliers) -> None:
+        if not self.clock.fits(0.0 if self.clock.limit is None else shared_work(self.network).seconds):
+            return
+        proof = 0.0 if self.clock.limit is None else cost.proof(self.network).seconds
         for pair, proposal in shared_proposals(self.network, point).items():
+            if not self.clock.fits(proof):
+                return
             signed = sign(difference(self.network, pair), proposal, None, "shared", "shared")
             if signed is not None:
                 self._offer(pair, signed.upper_bound, signed.proof)
@@ -189,7 +197,7 @@ class _Search:
     def _refine(self) -> None:
         order = sorted(self.best, key=lambda pair: -self.best[pair][0])
         for done, pair in enumerate(order):
-            if self.clock.left is not None and self.clock.left <= 0:
+            if self.clock.over:
                 return
             try:
                 found = self._certify(difference(self.network, pair), len(order) - done)

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.functional.clip import CLOSEST, Function, Pairs, ascend, quotients
+
+_GRADIENT = 3.0  # times an evaluation, with its gradient
+_CLIMB = 10.0  # times an evaluation, what one pair must be able to climb
+_AT_ONCE = 10  # steps between two looks at the clock
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +43,7 @@ def steepest_pair(
     pairs: int,
     generator: torch.Generator,
     sampled: int | None = None,
+    clock: Clock | None = None,
 ) -> LowerBound:
     """Search from ``pairs`` of the given inputs.
 
@@ -48,15 +54,53 @@ def steepest_pair(
         pairs: how many pairs climb.
         generator: the only source of randomness.
         sampled: pairs to start with, of which the steepest climb; ``pairs`` if not given.
+        clock: that ends the search; fewer pairs climb, and fewer steps, as one pair shows what they take.
     """
+    clock = Clock(None) if clock is None else clock
     start = Pairs.of(*_first_pairs(inputs.detach().double(), max(pairs, sampled or 0), generator))
+    each = _seconds_of_one(function, start, clock)
+    start, pairs = start.chosen(torch.arange(_most(len(start), clock, each))), _most(pairs, clock, _CLIMB * each)
     if len(start) > pairs:
         with torch.no_grad():
             slopes = quotients(function, start.u, start.v)
         start = start.chosen(slopes.nan_to_num(nan=0.0).topk(pairs).indices)
-    found, values = ascend(function, start, steps=steps)
+    found, values = _climbed(function, start, steps, clock)
     best = int(values.argmax())
     return LowerBound(float(values[best]), found.u[best], found.v[best])
+
+
+def _seconds_of_one(function: Function, pairs: Pairs, clock: Clock) -> float:
+    """Time to evaluate one pair; 0 where nothing depends on it."""
+    if clock.limit is None:
+        return 0.0
+    start = clock.seconds
+    with torch.no_grad():
+        quotients(function, pairs.u[:1], pairs.v[:1])
+    return clock.seconds - start
+
+
+def _most(pairs: int, clock: Clock, each: float) -> int:
+    """How many pairs there is time for, at least one, if each takes so long and half of the time is for something
+    else."""
+    left = clock.left
+    return pairs if left is None or each * pairs <= 0.5 * left else max(1, int(0.5 * left / each))
+
+
+def _climbed(function: Function, pairs: Pairs, steps: int, clock: Clock) -> tuple[Pairs, Tensor]:
+    """As many steps as there is time for, some at a time: a pair keeps the length of its step in between."""
+    if clock.limit is None:
+        return ascend(function, pairs, steps=steps)
+    start = clock.seconds
+    pairs, values = ascend(function, pairs, steps=0)
+    taken, each = 0, _GRADIENT * (clock.seconds - start)
+    while taken < steps and clock.left:
+        count = min(_AT_ONCE, steps - taken, int(clock.left / each) - 1 if each > 0 else steps)
+        if count < 1:
+            break
+        start = clock.seconds
+        pairs, values = ascend(function, pairs, steps=count)
+        taken, each = taken + count, (clock.seconds - start) / (count + 1)
+    return pairs, values
 
 
 def _first_pairs(inputs: Tensor, pairs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lightning_lipschitz import api
+from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.settings import MapLike, Method, Solver
 from lightning_lipschitz.certificate import Certificate, Status
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.structured import Graph
 
+_SAMPLING = 0.2  # of what the time limit leaves, for the lower bound
+_LEAST_SAMPLING = 1.0  # seconds for the lower bound, where there is no limit and the upper bound took less
 _REACHED = (Status.SOLVED, Status.ALMOST_SOLVED)
 
 
@@ -88,7 +90,7 @@ class Measurement:
 
 def measure(
     read: Callable[[], Network | Graph],
-    sample: Callable[[], float | None],
+    sample: Callable[[float], float | None],
     settings: Settings,
     warm_start: Certificate | None,
     at: tuple[int, int],
@@ -100,21 +102,22 @@ def measure(
 
     Args:
         read: gives the network as it is now.
-        sample: gives the lower bound.
+        sample: gives the lower bound, in so many seconds: what the limit leaves, or as long as the upper bound took.
         settings: of the certification.
         warm_start: the last certificate of the same network.
         at: (epoch, global_step).
     """
-    start = time.perf_counter()
-    certificate, trouble = _certify(read, settings, warm_start)
+    clock = Clock(settings.time_limit)
+    certificate, trouble = _certify(read, settings, warm_start, clock)
     wanted = settings.lower_bound and certificate is not None
-    lower, lower_trouble = _sampled(sample) if wanted else (None, None)
+    left = max(_LEAST_SAMPLING, clock.seconds) if clock.left is None else clock.left
+    lower, lower_trouble = _sampled(sample, left) if wanted else (None, None)
     record = Record(
         *at,
         upper_bound=math.inf if certificate is None else certificate.upper_bound,
         lower_bound=lower,
         relative_gap=None if certificate is None else certificate.relative_gap,
-        seconds=time.perf_counter() - start,
+        seconds=clock.seconds,
         solver_ok=trouble is None,
         method="none" if certificate is None else certificate.method,
     )
@@ -122,12 +125,14 @@ def measure(
 
 
 def _certify(
-    read: Callable[[], Network | Graph], settings: Settings, warm_start: Certificate | None
+    read: Callable[[], Network | Graph], settings: Settings, warm_start: Certificate | None, clock: Clock
 ) -> tuple[Certificate | None, str | None]:
     try:
         network = read()
     except Exception as error:
         return None, _told(error)
+    limit = None if clock.left is None else max((1.0 - _SAMPLING) * clock.left, 1e-3)
+    settings = replace(settings, time_limit=limit)
     certificate, trouble = _attempt(network, settings.method, settings, warm_start)
     if certificate is None:
         certificate, _ = _attempt(network, "norm-product", settings, None)
@@ -156,9 +161,9 @@ def _attempt(
     return certificate, None if certificate.status in _REACHED else certificate.status.value
 
 
-def _sampled(sample: Callable[[], float | None]) -> tuple[float | None, str | None]:
+def _sampled(sample: Callable[[float], float | None], seconds: float) -> tuple[float | None, str | None]:
     try:
-        return sample(), None
+        return sample(seconds), None
     except Exception as error:
         return None, f"no lower bound was sampled: {_told(error)}"
 

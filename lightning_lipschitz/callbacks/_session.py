@@ -118,7 +118,7 @@ class Session:
         with shipped(trainer, pl_module) as root:
             result = measure(
                 lambda: watched.network(root),
-                lambda: watched.lower_bound(root),
+                lambda seconds: watched.lower_bound(root, seconds),
                 self._settings,
                 warm_start=self._warm_start or last,
                 at=(trainer.current_epoch, trainer.global_step),

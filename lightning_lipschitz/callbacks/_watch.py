@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException
+from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.lower import steepest_pair
 from lightning_lipschitz.callbacks._inputs import InputCapture
 from lightning_lipschitz.callbacks._target import find_target, uncompiled
@@ -78,12 +79,19 @@ class Watched:
         """The submodule inside ``root``, with its weights as they are now."""
         return self.reader(root).network()
 
-    def lower_bound(self, root: nn.Module) -> float:
-        """A sampled lower bound, from the last inputs seen; with random numbers of its own."""
+    def lower_bound(self, root: nn.Module, time_limit: float) -> float:
+        """A sampled lower bound, from the last inputs seen; with random numbers of its own. In so many seconds."""
+        clock = Clock(time_limit)
         generator = torch.Generator().manual_seed(0)
         function = self.reader(root).function("cpu")
         return steepest_pair(
-            function, self.flat_inputs, steps=_ASCENT_STEPS, pairs=_PAIRS, sampled=_SAMPLED, generator=generator
+            function,
+            self.flat_inputs,
+            steps=_ASCENT_STEPS,
+            pairs=_PAIRS,
+            sampled=_SAMPLED,
+            generator=generator,
+            clock=clock,
         ).value
 
     @property

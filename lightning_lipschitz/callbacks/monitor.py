@@ -69,7 +69,7 @@ class LipschitzCallback(Callback):
         solver: see :func:`lightning_lipschitz.certify`.
         rtol: relative tolerance of the solver. Whatever it is, the bound is verified.
         time_limit: seconds a measurement may take, None for no limit.
-        lower_bound: whether to sample a lower bound as well.
+        lower_bound: whether to sample a lower bound as well; in a second, or in as long as the upper bound took.
         max_lipschitz: warn, once a fit, when the certified bound is above this.
         prog_bar: whether to show the upper bound in the progress bar.
         certified_radii: l2 distances, in the units of the module's input, at which to log certified accuracy after each

@@ -13,11 +13,13 @@ import lightning_lipschitz as ll
 from lightning_lipschitz.bounds import closed_form, cost
 from lightning_lipschitz.bounds.clock import GRACE, Clock
 from lightning_lipschitz.bounds.composed import certify_graph
+from lightning_lipschitz.bounds.lower import steepest_pair
 from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import Settings
 from lightning_lipschitz.certificate import Norms, prove, prove_composition
 from lightning_lipschitz.certificate.operators import cheap_node_norm, node_norm, node_norm_holds
 from lightning_lipschitz.certificate.spectral import cheap_norm_upper_bound, norm_holds
+from lightning_lipschitz.errors import ArgumentError
 from lightning_lipschitz.extraction.structured import StructuredExtractor
 from lightning_lipschitz.structured import Convolution
 from tests.helpers import NETWORKS, chain
@@ -154,3 +156,36 @@ def test_wall_clock(model, shape, limit, options):
     assert time.perf_counter() - start <= 2.0 * (1.2 * limit + 0.5)  # twice: machines that run tests are busy
     assert found.certified
     assert found.seconds <= 2.0 * (1.2 * limit + 0.5)
+
+
+def test_the_lower_bound_spends_what_it_has():
+    """Every evaluation of a pair takes a second: the search ends in time, with the slope of a pair, if only of one."""
+    spent, now = [], Stopped()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2)).double().requires_grad_(False)
+
+    inputs = torch.randn(9, 4)
+
+    def slow(x):
+        now.time += len(x) / 2
+        spent.append(len(x) // 2)
+        return model(x)
+
+    def search(clock):
+        generator = torch.Generator().manual_seed(0)
+        return steepest_pair(slow, inputs, steps=40, pairs=8, sampled=64, generator=generator, clock=clock)
+
+    whole = search(None).value
+    for limit in (0.1, 30.0, 200.0, 5000.0):
+        spent.clear()
+        found = search(Clock(limit, now))
+        assert sum(spent) <= limit * 1.2 + 3
+        slope = torch.linalg.vector_norm(model(found.u) - model(found.v)) / torch.linalg.vector_norm(found.u - found.v)
+        assert found.value == pytest.approx(float(slope))
+    assert found.value == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize("limit", [-1.0, 0.0, math.inf])
+def test_the_lower_bound_refuses_what_is_no_limit(limit):
+    with pytest.raises(ArgumentError, match="time_limit"):
+        ll.lower_bound(nn.Linear(2, 1), torch.zeros(2, 2), time_limit=limit)
