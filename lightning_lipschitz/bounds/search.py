@@ -53,8 +53,8 @@ def certify_network(network: Network, settings: Settings, clock: Clock | None = 
         solver=best.solver,
         relative_gap=found.gap(best.upper_bound),
         verification_loss=best.loss,
+        network_digest=network.digest,  # a look at every number, which takes time
         seconds=clock.seconds,
-        network_digest=network.digest,
         proof=best.proof,
         state=found.state,
     )
