@@ -47,7 +47,7 @@ def main(certificate, weights, alpha=0.0, beta=1.0):
         raise SystemExit("the certificate is of another kind, or of another network")
     multipliers, rho = [arrays[f"values_{k}"] for k in range(len(arrays))], header["proof"]["rho"]
     used = np.abs(np.concatenate([*map(np.ravel, [*weights, *multipliers, alpha, beta, rho])]))
-    usual = np.all((used == 0) | (1e-50 < used) & (used < 1e50))  # else their products may underflow here
+    usual = np.all((used == 0) | (used > 1e-50) & (used < 1e50))  # else their products may underflow here
     proved = Fraction(rho) <= Fraction(header["upper_bound"]) ** 2 and all((lam > 0).all() for lam in multipliers)
     if not (usual and proved):
         raise SystemExit("the multipliers do not prove the bound, or numbers are below 1e-50 or above 1e50")

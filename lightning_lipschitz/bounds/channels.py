@@ -42,10 +42,10 @@ def propose(graph: Graph, start: int, end: int) -> Channels | None:
         return None
     every = part.frequencies
     chosen = every[np.unique(np.linspace(0, len(every) - 1, SEARCHED).astype(int))]
-    points = [_Point(network) for network in part.networks(chosen)]
+    points = [_Point(network) for network in part.networks(chosen) if network is not None]
     values, _ = _search(points, _start(points))
     for _ in range(ATTEMPTS):
-        rho = max(_Point(network).rho(values, 1e-8) for network in part.networks(every))
+        rho = max(_Point(network).rho(values, 1e-8) for network in part.networks(every) if network is not None)
         if math.isfinite(rho):
             break
         values = [1.3 * value for value in values]  # the norm is larger at a frequency that was left out

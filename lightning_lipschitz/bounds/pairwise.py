@@ -22,6 +22,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
 
 from lightning_lipschitz.bounds import cost
 from lightning_lipschitz.certificate import Multipliers
+from lightning_lipschitz.certificate.floating_point import frobenius, product_up, sum_up
 from lightning_lipschitz.network import Affine, Array, Network, Term
 
 Pair = tuple[int, int]
@@ -50,8 +51,8 @@ def difference(network: Network, pair: Pair) -> Network:
 
     def row(term: Term) -> Term:
         matrix = term.matrix[i : i + 1] - term.matrix[j : j + 1]
-        own = _ROUNDING * float(np.sum(np.abs(matrix)))  # not below the Frobenius norm, and it cannot underflow
-        return Term(term.source, matrix, 1.0000001 * (own + 1.4142136 * term.rounding))
+        own = product_up(_ROUNDING, frobenius(matrix))
+        return Term(term.source, matrix, sum_up(own, product_up(1.4142136, term.rounding)))
 
     terms = tuple(row(term) for term in network.output.terms)
     bias = network.output.bias[i : i + 1] - network.output.bias[j : j + 1]

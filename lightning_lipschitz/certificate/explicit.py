@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from lightning_lipschitz.certificate.floating_point import TINY, UNIT_ROUNDOFF, Array, gamma
+from lightning_lipschitz.certificate.floating_point import TINY, UNIT_ROUNDOFF, frobenius, gamma, product_up, sum_up
 from lightning_lipschitz.certificate.matrices import Matrix, matrix
 from lightning_lipschitz.network import Affine, Layer, Network, Term
 from lightning_lipschitz.structured import (
@@ -41,24 +41,30 @@ class Rounded:
     def before(self, left: Rounded) -> Rounded:
         """``left @ self``."""
         product = sparse.csr_array(left.matrix @ self.matrix)
-        a, b = _frobenius(left.matrix), _frobenius(self.matrix)
+        a, b = frobenius(left.matrix.data), frobenius(self.matrix.data)
         longest = int(np.max(np.diff(left.matrix.indptr), initial=0))
         exact = _is_selection(left.matrix) or _is_selection(self.matrix)
-        made = 0.0 if exact else gamma(longest + 1) * a * b + longest * TINY * math.sqrt(math.prod(product.shape))
-        carried = a * self.rounding + left.rounding * b + left.rounding * self.rounding
-        return Rounded(product, 1.001 * (made + carried))
+        lost = longest * TINY * math.sqrt(math.prod(product.shape))
+        made = 0.0 if exact else sum_up(product_up(gamma(longest + 1), a, b), lost)
+        carried = product_up(a, self.rounding), product_up(left.rounding, b), product_up(left.rounding, self.rounding)
+        return Rounded(product, sum_up(made, *carried))
 
     def plus(self, other: Rounded) -> Rounded:
         total = sparse.csr_array(self.matrix + other.matrix)
-        made = UNIT_ROUNDOFF * _frobenius(total)
-        return Rounded(total, 1.001 * (made + self.rounding + other.rounding))
+        made = product_up(UNIT_ROUNDOFF, frobenius(total.data))
+        return Rounded(total, sum_up(made, self.rounding, other.rounding))
+
+    @property
+    def finite(self) -> bool:
+        """Whether nothing overflowed."""
+        return math.isfinite(self.rounding) and bool(np.all(np.isfinite(self.matrix.data)))
 
 
 def explicit(graph: Graph, start: int, end: int) -> Network | None:
     """The map from the output of node ``start`` to that of node ``end``, without biases.
 
-    None where there is no such map (a path avoids ``start``) or it holds nodes that are neither linear nor units with
-    slopes.
+    None where there is no such map (a path avoids ``start``), where it holds nodes that are neither linear nor units
+    with slopes, or where products of its matrices overflow.
     """
     inside = members(graph, start, end)
     if inside is None:
@@ -94,7 +100,7 @@ class _Walk:
             if left is None:
                 return False
             self.terms[number] = {j: term.before(left) for j, term in given[0].items()}
-        return True
+        return all(term.finite for term in self.terms[number].values())
 
     def affine(self, terms: Mapping[int, Rounded], size: int) -> Affine:
         made = (Term(j, term.matrix.toarray(), term.rounding) for j, term in sorted(terms.items()))
@@ -129,11 +135,11 @@ def _left(node: Node, width: int) -> Rounded | None:
     if made is None:
         return None
     if isinstance(node, Scaling):
-        return Rounded(made, 1.001 * node.relative * _frobenius(made))
+        return Rounded(made, product_up(node.relative, frobenius(made.data)))
     if isinstance(node, Along):  # the matrix is repeated before * after times
-        return Rounded(made, 1.001 * math.sqrt(node.before * node.after) * node.rounding)
+        return Rounded(made, product_up(1.001, math.sqrt(node.before * node.after), node.rounding))
     if isinstance(node, Convolution):  # every entry of the kernel occurs at most once an output position
-        return Rounded(made, 1.001 * math.sqrt(math.prod(node.result[1:])) * node.rounding)
+        return Rounded(made, product_up(1.001, math.sqrt(math.prod(node.result[1:])), node.rounding))
     return Rounded(made) if isinstance(node, Gather) else None
 
 
@@ -146,8 +152,3 @@ def _is_selection(values: Matrix) -> bool:
     ones = bool(np.all(values.data == 1.0))
     rows = bool(np.max(np.diff(values.indptr), initial=0) <= 1)
     return ones and rows and len(np.unique(values.indices)) == len(values.indices)
-
-
-def _frobenius(values: Matrix) -> float:
-    entries: Array = values.data
-    return (math.sqrt(float(entries @ entries)) + math.sqrt(entries.size) * 2.0**-510) * (1.0 + entries.size * 2.0**-52)

@@ -30,10 +30,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from lightning_lipschitz.certificate.floating_point import Array, Blocks, gamma, power_of_two
+from lightning_lipschitz.certificate.floating_point import (
+    TINY,
+    Array,
+    Blocks,
+    frobenius,
+    gamma,
+    half_exponents,
+    product_up,
+    sum_up,
+)
 from lightning_lipschitz.certificate.proofs import Multipliers
-from lightning_lipschitz.network import Affine, Network
+from lightning_lipschitz.network import Affine, Network, Term
+
+Exponents = npt.NDArray[np.int64]
+
+_NOTHING = -(2**20)  # the exponent of zero
 
 
 @dataclass
@@ -43,15 +57,44 @@ class ScaledLMI:
 
     Attributes:
         blocks: ``blocks[i, j]``, i <= j: rows of source i, columns of source j.
-        rho_weight: shape (n_0,); ``rho * rho_weight`` on the diagonal of block (0, 0) completes the matrix, exactly.
-        error: the exact matrix lies within this spectral norm of the blocks.
+        rho_exponents: shape (n_0,); ``rho 2^rho_exponents`` on the diagonal of block (0, 0) completes the matrix.
+        error: the exact matrix lies within this spectral norm of the blocks, infinity where something overflowed.
         mass: sum of the absolute values that were added up on the diagonal, without rho.
     """
 
     blocks: Blocks
-    rho_weight: Array
+    rho_exponents: Exponents
     error: float
     mass: float
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """One factor a row, ``mantissa 2^exponent``: products of tiny and of huge numbers, none of which is formed."""
+
+    mantissa: Array
+    exponent: Exponents
+
+    @classmethod
+    def product(cls, *factors: Array | float) -> _Rows:
+        """The product of the factors, one rounding for each but the first, no underflow and no overflow."""
+        mantissa, exponent = np.ones(()), np.zeros((), dtype=np.int64)
+        for factor in factors:
+            part, power = np.frexp(np.asarray(factor, dtype=np.float64))
+            mantissa, exponent = mantissa * part, exponent + power
+        exponent = np.where(
+            mantissa == 0, _NOTHING, exponent
+        )  # a row of weight zero must not count for its other factors
+        return cls(*np.broadcast_arrays(mantissa, exponent))
+
+    @property
+    def largest(self) -> float:
+        """The largest absolute value, rounded up."""
+        size = np.where(self.mantissa == 0, 0.0, np.ldexp(np.abs(self.mantissa), self.exponent))
+        return sum_up(float(np.max(size, initial=0.0)), TINY if np.any(self.mantissa) else 0.0)
+
+    def times_power(self, exponents: Exponents) -> _Rows:
+        return _Rows(self.mantissa, self.exponent + exponents)
 
 
 def assemble(network: Network, proposal: Multipliers) -> ScaledLMI | None:
@@ -59,19 +102,18 @@ def assemble(network: Network, proposal: Multipliers) -> ScaledLMI | None:
     diagonal = _diagonal(network, proposal)
     if not all(np.all((d > 0) & np.isfinite(d)) for d in diagonal):
         return None
-    scale = [power_of_two(d) for d in diagonal]
-    form = _Form(network.sizes, scale)
+    form = _Form(network.sizes, [half_exponents(d) for d in diagonal])
     for k, (layer, lam) in enumerate(zip(network.layers, proposal.values, strict=True), start=1):
-        form.add_diagonal(k, 2.0 * lam * scale[k] ** 2)
-        form.add_coupling(k, layer.affine, lam * (layer.alpha + layer.beta) * scale[k])
-        if np.any(layer.alpha * layer.beta != 0):
-            form.add_square(layer.affine, 2.0 * lam * layer.alpha * layer.beta)
-    form.add_square(network.output, -np.ones(network.output.size))
-    return ScaledLMI(form.blocks, scale[0] ** 2, form.error(), form.diagonal_mass)
+        form.add_diagonal(k, _Rows.product(2.0, lam))
+        form.add_coupling(k, layer.affine, _Rows.product(lam, layer.alpha + layer.beta))
+        if np.any((layer.alpha != 0) & (layer.beta != 0)):
+            form.add_square(layer.affine, _Rows.product(2.0, lam, layer.alpha, layer.beta))
+    form.add_square(network.output, _Rows.product(-np.ones(network.output.size)))
+    return ScaledLMI(form.blocks, 2 * form.scale[0], form.error(), form.diagonal_mass)
 
 
 def _diagonal(network: Network, proposal: Multipliers) -> list[Array]:
-    """The diagonal of M, source by source, to working accuracy."""
+    """The diagonal of M, source by source, to working accuracy: it decides the scale, and nothing is proved with it."""
     diagonal = [np.full(network.input_size, proposal.rho), *(2.0 * lam for lam in proposal.values)]
     weights = [2.0 * lam * layer.alpha * layer.beta for layer, lam in zip(network.layers, proposal.values, strict=True)]
     for affine, weight in zip(network.affines, [*weights, -np.ones(network.output.size)], strict=True):
@@ -82,55 +124,73 @@ def _diagonal(network: Network, proposal: Multipliers) -> list[Array]:
 
 
 class _Form:
-    """Adds up blocks and, beside them, what their rounding can amount to."""
+    """Adds up blocks and, beside them, what their rounding can amount to.
 
-    def __init__(self, sizes: Sequence[int], scale: list[Array]) -> None:
-        self.scale = scale
+    Exponents are added before anything is multiplied, so that what underflows is below 2^-1074 in the scaled matrix,
+    whose diagonal is near one, and not in M.
+    """
+
+    def __init__(self, sizes: Sequence[int], scale: list[Exponents]) -> None:
+        self.scale = scale  # D = 2^scale
         self.blocks: Blocks = {(j, j): np.zeros((size, size)) for j, size in enumerate(sizes)}
         self.diagonal_mass = 0.0
         self.magnitude = 0.0  # sum of the Frobenius norms of all that was added, absolute values inside
-        self.perturbation = 0.0  # what the terms' own rounding can change, in spectral norm
+        self.perturbation = 0.0  # what the terms' own rounding, and underflow, can change, in spectral norm
         self.operations = 0  # the longest chain of roundings that one entry can have seen
 
-    def add_diagonal(self, k: int, values: Array) -> None:
-        block = self.blocks[k, k]
+    def add_diagonal(self, k: int, weight: _Rows) -> None:
+        block, values = self.blocks[k, k], np.ldexp(weight.mantissa, weight.exponent + 2 * self.scale[k])
         block[np.diag_indices_from(block)] += values
         self.diagonal_mass += float(np.sum(np.abs(values)))
-        self._count(float(np.linalg.norm(values)), 3)
+        self._count(frobenius(values), 3, len(values), 1.0)
 
-    def add_coupling(self, k: int, affine: Affine, weight: Array) -> None:
-        """``- e' diag(weight) W_j`` and its transpose; ``weight`` carries the scale of the rows already."""
+    def add_coupling(self, k: int, affine: Affine, weight: _Rows) -> None:
+        """``- e' diag(weight) W_j`` and its transpose."""
+        rows = weight.times_power(self.scale[k])
         for term in affine.terms:
-            part = (weight[:, None] * term.matrix * self.scale[term.source]).T
-            self._add(term.source, k, -part)
-            self._count(float(np.linalg.norm(part)), 5)
-            self.perturbation += _largest(weight) * term.rounding * _largest(self.scale[term.source])
+            part, power = np.frexp(term.matrix)
+            part = np.ldexp(rows.mantissa[:, None] * part, rows.exponent[:, None] + power + self.scale[term.source])
+            self._add(term.source, k, -part.T)
+            self._count(frobenius(part), 5, part.size, 1.0)
+            self.perturbation += product_up(rows.largest, self._slack(term))
 
-    def add_square(self, affine: Affine, weight: Array) -> None:
-        """``W_i' diag(weight) W_j`` for every pair of terms."""
+    def add_square(self, affine: Affine, weight: _Rows) -> None:
+        """``W_i' diag(weight) W_j`` for every pair of terms, each of which takes half of the weight's exponent."""
+        half = weight.exponent // 2
+        inner = np.ldexp(weight.mantissa, weight.exponent - 2 * half)
         terms = sorted(affine.terms, key=lambda term: term.source)
-        scaled = [term.matrix * self.scale[term.source] for term in terms]
-        norms = [float(np.linalg.norm(matrix)) for matrix in scaled]
-        slack = [term.rounding * _largest(self.scale[term.source]) for term in terms]
-        largest = _largest(weight)
+        scaled = [np.ldexp(term.matrix, half[:, None] + self.scale[term.source]) for term in terms]
+        norms = [frobenius(matrix) for matrix in scaled]
+        roots = float(np.max(np.ldexp(1.0, half), initial=0.0))
+        slack = [product_up(roots, self._slack(term)) for term in terms]
+        largest = float(np.max(np.abs(inner), initial=0.0))
         for a, left in enumerate(terms):
             for b, right in enumerate(terms[a:], start=a):
-                self._add(left.source, right.source, scaled[a].T @ (weight[:, None] * scaled[b]))
-                self._count(largest * norms[a] * norms[b], affine.size + 4)
-                self.perturbation += largest * (slack[a] * norms[b] + norms[a] * slack[b] + slack[a] * slack[b])
-            self.diagonal_mass += largest * norms[a] ** 2
+                self._add(left.source, right.source, scaled[a].T @ (inner[:, None] * scaled[b]))
+                lost = (affine.size + 2) * (1.0 + norms[a] + norms[b]) * (1.0 + largest)
+                entries = (affine.size + 1) * (left.matrix.shape[1] + 1) * (right.matrix.shape[1] + 1)
+                self._count(product_up(largest, norms[a], norms[b]), affine.size + 4, entries, lost)
+                crossed = sum_up(
+                    product_up(slack[a], norms[b]), product_up(norms[a], slack[b]), product_up(slack[a], slack[b])
+                )
+                self.perturbation += product_up(largest, crossed)
+            self.diagonal_mass += product_up(largest, norms[a], norms[a])
 
     def error(self) -> float:
         """A bound of the spectral norm of (floating-point blocks - exact blocks)."""
         return 1.01 * (gamma(self.operations) * self.magnitude + self.perturbation)
 
+    def _slack(self, term: Term) -> float:
+        """The rounding of a term after its columns were scaled, rounded up."""
+        if term.rounding == 0.0:
+            return 0.0
+        return float(np.ldexp(term.rounding, int(np.max(self.scale[term.source], initial=_NOTHING)))) + TINY
+
     def _add(self, i: int, j: int, part: Array) -> None:
         self.blocks[i, j] = self.blocks[i, j] + part if (i, j) in self.blocks else part
 
-    def _count(self, magnitude: float, roundings: int) -> None:
+    def _count(self, magnitude: float, roundings: int, entries: int, lost: float) -> None:
+        """``lost`` times 2^-1022 is more than each of the ``entries`` can lose to underflow."""
         self.magnitude += magnitude
         self.operations += roundings
-
-
-def _largest(values: Array) -> float:
-    return float(np.max(np.abs(values), initial=0.0))
+        self.perturbation += float(entries) * lost * TINY

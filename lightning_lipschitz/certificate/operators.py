@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from lightning_lipschitz.certificate.floating_point import TINY, Array, gamma, round_up, sqrt_up
+from lightning_lipschitz.certificate.floating_point import TINY, Array, gamma, product_up, round_up, sqrt_up
 from lightning_lipschitz.certificate.matrices import convolution_matrix
 from lightning_lipschitz.certificate.spectral import above, cheap_norm_upper_bound, norm_holds, norm_upper_bound
 from lightning_lipschitz.certificate.symbols import Symbols
@@ -104,7 +104,7 @@ class _Test:
 
 def _test(node: Convolution) -> _Test:
     if _is_explicit(node):
-        slack = math.sqrt(math.prod(node.taps)) * 1.01 * node.rounding
+        slack = product_up(1.01, math.sqrt(math.prod(node.taps)), node.rounding)
         return _Test(Fraction(1), [(convolution_matrix(node).toarray(), slack)])
     symbols = Symbols.of(node)
     if min(symbols.parts.shape[2:]) == 1:
@@ -126,11 +126,17 @@ def norm_work(node: Node) -> float:
 def _longest(symbols: Symbols, group: int) -> float:
     """The largest norm of a group whose matrices are vectors, as in a depthwise convolution: their length."""
     entries = math.prod(symbols.parts.shape[2:])
+    parts = symbols.parts[group]
+    exponent = int(np.frexp(np.max(np.abs(parts)))[1])  # near one before it is squared
     squared = max(
-        float(np.max(np.sum(real**2 + imaginary**2, axis=(1, 2)))) for real, imaginary in symbols.values(group)
+        float(np.max(np.sum(np.ldexp(real, -exponent) ** 2 + np.ldexp(imaginary, -exponent) ** 2, axis=(1, 2))))
+        for real, imaginary in symbols.values(group)
     )
-    length = sqrt_up(Fraction(squared) * (1 + Fraction(gamma(2 * entries + 2))) + Fraction(TINY))
-    return round_up(Fraction(length) + Fraction(symbols.slack(group)))
+    slack = symbols.slack(group)
+    if not (math.isfinite(squared) and math.isfinite(slack)):
+        return math.inf
+    length = sqrt_up(Fraction(squared) * (1 + Fraction(gamma(2 * entries + 2))) + 4 * entries * Fraction(TINY))
+    return round_up(Fraction(length) * Fraction(2) ** exponent + Fraction(slack))
 
 
 def _spread(values: Array) -> Fraction:

@@ -14,6 +14,7 @@ from lightning_lipschitz.certificate.floating_point import (
     Array,
     BlockCholesky,
     factorisation_error,
+    frobenius,
     gamma,
     round_up,
     sqrt_up,
@@ -31,6 +32,8 @@ def norm_upper_bound(matrix: Array, rounding: float = 0.0, margin: float = 1.0) 
     Returns:
         A float64 not below the spectral norm of every matrix within ``rounding``; exact for (scaled) selections.
     """
+    if not (np.all(np.isfinite(matrix)) and math.isfinite(rounding)):
+        return math.inf
     exact = _selection_norm(matrix)
     if exact is not None:
         return exact if rounding == 0 else round_up(Fraction(exact) + Fraction(rounding))
@@ -49,7 +52,7 @@ def norm_upper_bound(matrix: Array, rounding: float = 0.0, margin: float = 1.0) 
 
 def norm_holds(matrix: Array, bound: float, rounding: float = 0.0, margin: float = 1.0) -> bool:
     """Whether ``||W||_2 <= bound`` is proved for every W within ``rounding`` of ``matrix``."""
-    if not (math.isfinite(bound) and bound >= 0):
+    if not (math.isfinite(bound) and bound >= 0 and math.isfinite(rounding) and np.all(np.isfinite(matrix))):
         return False
     room = Fraction(bound) - Fraction(rounding)
     exact = _selection_norm(matrix)
@@ -74,14 +77,16 @@ def cheap_norm_upper_bound(matrix: Array, rounding: float = 0.0) -> float:
         >>> cheap_norm_upper_bound(np.array([[1.0, 1.0], [1.0, -1.0]])) >= 2.0**0.5
         True
     """
+    if not (np.all(np.isfinite(matrix)) and math.isfinite(rounding)):
+        return math.inf
     exact = _selection_norm(matrix)
     if exact is not None:
         return round_up(Fraction(exact) + Fraction(rounding))
     scale, scaled = _scaled(matrix)
     lost = Fraction(matrix.size * TINY)  # by entries that underflow when they are scaled, or squared
-    frobenius = above(float(np.sum(scaled**2)), matrix.size + 1) + lost
+    squares = above(float(np.sum(scaled**2)), matrix.size + 1) + lost
     longest = [above(float(np.max(np.sum(np.abs(scaled), axis=axis))), matrix.shape[axis]) for axis in (0, 1)]
-    norm = Fraction(sqrt_up(min(frobenius, longest[0] * longest[1])))
+    norm = Fraction(sqrt_up(min(squares, longest[0] * longest[1])))
     return round_up((norm + lost) * scale + Fraction(rounding))
 
 
@@ -98,8 +103,8 @@ def _roughly(matrix: Array) -> float:
 
 def _gram_below(matrix: Array, gram: Array, bound: Fraction, margin: float) -> bool:
     """``bound^2 I - W'W > 0``, on the smaller side of W."""
-    if bound <= 0:
-        return False
+    if bound <= 0 or bound >= Fraction(frobenius(matrix)):
+        return bound > 0
     squared = _square_down(bound)
     shift = margin * _allowance(matrix, gram, squared)
     return BlockCholesky({(0, 0): -gram}, shift).definite_with(np.full(len(gram), squared))
@@ -107,7 +112,7 @@ def _gram_below(matrix: Array, gram: Array, bound: Fraction, margin: float) -> b
 
 def _allowance(matrix: Array, gram: Array, squared: float) -> float:
     """What forming the Gram matrix and factoring ``squared I - gram`` can do to the spectrum."""
-    mass = 1.01 * float(np.linalg.norm(matrix)) ** 2
+    mass = 1.01 * frobenius(matrix) ** 2
     factoring = factorisation_error({(0, 0)}, [len(gram)], mass + len(gram) * squared)
     return 1.01 * (gamma(max(matrix.shape) + 2) * mass + factoring)
 
@@ -126,7 +131,8 @@ def _gram(matrix: Array) -> Array:
 def _scaled(matrix: Array) -> tuple[Fraction, Array]:
     """(s, matrix / s) with s a power of two that brings the largest entry near one: exact but for underflow to zero.
 
-    Entries below 2^-1022 of the largest would lose digits; they are far below the allowance of the test that follows.
+    Entries below 2^-1022 of the largest lose digits, 2^-1075 each, as the products of the Gram matrix do: n^2 of these
+    are far below the allowance of the test that follows, which is 2^-53 of the largest square or more.
     """
     exponent = int(np.frexp(np.max(np.abs(matrix)))[1])
     return Fraction(2) ** exponent, np.ldexp(matrix, -exponent)

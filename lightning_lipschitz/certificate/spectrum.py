@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, Array
+from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, Array, frobenius, product_up, sum_up
 from lightning_lipschitz.certificate.proofs import Channels, Multipliers
 from lightning_lipschitz.certificate.symbols import LONGEST_TABLE, Symbols, half
 from lightning_lipschitz.certificate.verify import prove
@@ -57,8 +57,8 @@ class Spectrum:
         """The torus' frequencies but for opposites, shape (count, dimensions)."""
         return np.concatenate(list(half(self.periods, 2**20)))
 
-    def networks(self, frequencies: npt.NDArray[np.int64]) -> Iterator[Network]:
-        """At each frequency, the network of the symbols in their real form."""
+    def networks(self, frequencies: npt.NDArray[np.int64]) -> Iterator[Network | None]:
+        """At each frequency, the network of the symbols in their real form; None where it overflows."""
         symbols = {
             id(node): Symbols.on(node, self.periods)
             for _, summands in self._reads()
@@ -74,23 +74,28 @@ class Spectrum:
         hidden = [(rows, summands) for rows, (_, _, _, summands) in zip(self.channels[1:], self.layers, strict=True)]
         return [*hidden, (self.rows, self.output)]
 
-    def _network(self, symbols: Mapping[int, tuple[Array, float]]) -> Network:
-        affines = [self._affine(rows, summands, symbols) for rows, summands in self._reads()]
+    def _network(self, symbols: Mapping[int, tuple[Array, float]]) -> Network | None:
+        made = [self._affine(rows, summands, symbols) for rows, summands in self._reads()]
+        affines = [affine for affine in made if affine is not None]
+        if len(affines) < len(made):
+            return None
         layers = (
             Layer(affine, np.float64(alpha), np.float64(beta), name=name)  # type: ignore[arg-type]
             for affine, (name, alpha, beta, _) in zip(affines[:-1], self.layers, strict=True)
         )
         return Network(2 * self.channels[0], tuple(layers), affines[-1])
 
-    def _affine(self, rows: int, summands: Summands, symbols: Mapping[int, tuple[Array, float]]) -> Affine:
+    def _affine(self, rows: int, summands: Summands, symbols: Mapping[int, tuple[Array, float]]) -> Affine | None:
         terms = []
         for source, nodes in sorted(summands.items()):
             total, rounding = np.zeros((2 * rows, 2 * self.channels[source])), 0.0
             for count, node in enumerate(nodes):
                 matrix, slack = (np.eye(2 * rows), 0.0) if node is None else symbols[id(node)]
                 total = total + matrix
-                made = UNIT_ROUNDOFF * float(np.linalg.norm(total)) if count else 0.0
-                rounding += 1.01 * (slack + made)
+                made = product_up(UNIT_ROUNDOFF, frobenius(total)) if count else 0.0
+                rounding = sum_up(rounding, slack, made)
+            if not (np.isfinite(rounding) and np.all(np.isfinite(total))):
+                return None
             terms.append(Term(source, total, rounding))
         return Affine(tuple(terms), np.zeros(2 * rows))
 
@@ -159,7 +164,7 @@ def prove_channels(part: Spectrum, proof: Channels, margin: float = 1.0) -> floa
     twice = Multipliers(proof.rho, tuple(np.concatenate([values, values]) for values in proof.values))
     bound = None
     for network in part.networks(part.frequencies):
-        bound = prove(network, twice, margin)
+        bound = None if network is None else prove(network, twice, margin)
         if bound is None:
             return None
     return bound  # the square root of rho, the same at every frequency

@@ -26,7 +26,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from lightning_lipschitz.certificate.floating_point import TINY, Array, gamma
+from lightning_lipschitz.certificate.floating_point import TINY, Array, frobenius, gamma, product_up
 from lightning_lipschitz.certificate.roots import cosine_below, roots_of_unity
 from lightning_lipschitz.structured import Convolution
 
@@ -88,9 +88,9 @@ class Symbols:
     def slack(self, group: int) -> float:
         """How far, in the Frobenius norm, the matrices that :meth:`embedded` forms may be from exact."""
         taps, rows, columns = self.parts.shape[1:]
-        mass = float(np.linalg.norm(np.abs(self.parts[group]).sum(axis=0)))
+        mass = frobenius(np.abs(self.parts[group]).sum(axis=0))
         formed = 2.02 * gamma(taps + 2) * mass + 4 * taps * rows * columns * TINY
-        return float(formed + 1.5 * math.sqrt(taps) * self.rounding)  # 1.5 > sqrt(2): every number occurs twice
+        return formed + product_up(1.5, math.sqrt(taps), self.rounding)  # 1.5 > sqrt(2): every number occurs twice
 
     def values(self, group: int) -> Iterator[tuple[Array, Array]]:
         """Real and imaginary parts, shape (frequencies, rows, columns), some frequencies at a time.

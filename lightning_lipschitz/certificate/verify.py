@@ -84,18 +84,20 @@ class _Feasibility:
             lmi = assemble(network, proposal)
         if lmi is None or not np.isfinite(lmi.error + lmi.mass):
             return
-        self.rho_weight = lmi.rho_weight
+        self.rho_exponents = lmi.rho_exponents
         self.factored = BlockCholesky(lmi.blocks, margin * _allowance(network, lmi, proposal.rho))
         self.rho_limit = proposal.rho * (1.0 + 2.0 * LARGEST_RAISE)
         self.possible = self.factored.definite
 
     def __call__(self, rho: float) -> bool:
-        return self.possible and 0 < rho <= self.rho_limit and self.factored.definite_with(rho * self.rho_weight)
+        if not (self.possible and 0 < rho <= self.rho_limit and np.isfinite(rho)):
+            return False
+        return self.factored.definite_with(np.ldexp(rho, self.rho_exponents))
 
 
 def _allowance(network: Network, lmi: ScaledLMI, rho: float) -> float:
     """What forming and factoring can do to the spectrum, for rho up to the largest raise."""
-    trace = lmi.mass + (1.0 + 2.0 * LARGEST_RAISE) * rho * float(np.sum(lmi.rho_weight))
+    trace = lmi.mass + (1.0 + 2.0 * LARGEST_RAISE) * float(np.sum(np.ldexp(rho, lmi.rho_exponents)))
     return lmi.error + 1.01 * factorisation_error(lmi.blocks, network.sizes, trace)
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF
+from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, product_up
+from lightning_lipschitz.certificate.floating_point import frobenius as norm_up
 from lightning_lipschitz.network import Array
 
 Matrix = Any  # an Array or a scipy.sparse.csr_array of float64; scipy ships no types for the latter
@@ -33,11 +34,7 @@ def _gamma(k: int) -> float:
 
 def frobenius(matrix: Matrix) -> float:
     """An upper bound on the Frobenius norm, tight to a few units of rounding."""
-    entries = matrix.data if sparse.issparse(matrix) else np.ravel(matrix, order="K")
-    with np.errstate(over="ignore"):  # an infinite bound is a bound
-        norm = math.sqrt(float(entries @ entries))
-    # Squares of entries below 2^-511 may vanish; n squares and their sum cost gamma_{n+1}.
-    return (norm + math.sqrt(entries.size) * 2.0**-510) * (1.0 + (entries.size + 8) * UNIT_ROUNDOFF)
+    return norm_up(matrix.data if sparse.issparse(matrix) else matrix)
 
 
 def identity(size: int) -> Matrix:
@@ -81,15 +78,16 @@ class Coefficients:
     def rows(self, indices: Indices) -> Coefficients:
         """The rows of these numbers, repeated ones included."""
         repeats = int(np.bincount(indices, minlength=1).max(initial=1)) if self.rounding else 1
-        return Coefficients(self.matrix[indices], self.rounding * math.sqrt(repeats) * _ROUND_UP)
+        return Coefficients(self.matrix[indices], product_up(self.rounding, math.sqrt(repeats), _ROUND_UP))
 
     def scaled(self, factors: Array, relative: float = 0.0) -> Coefficients:
         """Row ``i`` times ``factors[i]``, whose own relative error is at most ``relative``."""
         matrix = _scale_rows(self.matrix, factors)
         if np.all(np.isin(np.abs(factors), (0.0, 1.0))) and relative == 0.0:
             return Coefficients(matrix, self.rounding)
-        made = (UNIT_ROUNDOFF + relative) * frobenius(matrix)  # underflow is below what `frobenius` adds
-        carried = self.rounding * float(np.abs(factors).max(initial=0.0)) * (1.0 + relative)
+        lost = math.prod(matrix.shape) * _SMALLEST  # to underflow
+        made = product_up(UNIT_ROUNDOFF + relative, _ROUND_UP, frobenius(matrix)) + lost
+        carried = product_up(self.rounding, float(np.abs(factors).max(initial=0.0)), 1.0 + 2.0 * relative)
         return Coefficients(matrix, (made + carried) * _ROUND_UP)
 
     def plus(self, other: Coefficients) -> Coefficients:
@@ -98,7 +96,9 @@ class Coefficients:
             matrix = dense(self.matrix) + dense(other.matrix)
         else:
             matrix = self.matrix + other.matrix
-        return Coefficients(matrix, (UNIT_ROUNDOFF * frobenius(matrix) + self.rounding + other.rounding) * _ROUND_UP)
+        return Coefficients(
+            matrix, (product_up(UNIT_ROUNDOFF, frobenius(matrix)) + self.rounding + other.rounding) * _ROUND_UP
+        )
 
     def premultiplied(self, weight: Matrix, relative: float = 0.0) -> Coefficients:
         """``weight @ self``: ``gamma_k |weight|_F |self|_F`` of rounding, none when no two entries are added.
@@ -108,11 +108,11 @@ class Coefficients:
         columns = _selected_columns(self.matrix) if self.rounding == 0.0 else None
         moved = None if columns is None else _move_columns(weight, columns, self.shape[1])
         if moved is not None:
-            return Coefficients(moved, relative * frobenius(moved) * _ROUND_UP if relative else 0.0)
+            return Coefficients(moved, product_up(relative, frobenius(moved)))
         product, inner, norm = weight @ self.matrix, weight.shape[1], frobenius(weight)
         underflow = 2 * inner * _SMALLEST * math.sqrt(math.prod(product.shape))
-        made = (_gamma(inner + 2) + relative) * norm * frobenius(self.matrix) + underflow
-        return Coefficients(product, (made + (1.0 + relative) * norm * self.rounding) * _ROUND_UP)
+        made = product_up(_gamma(inner + 2) + relative, _ROUND_UP, norm, frobenius(self.matrix)) + underflow
+        return Coefficients(product, (made + product_up(1.0 + 2.0 * relative, norm, self.rounding)) * _ROUND_UP)
 
 
 def stacked(blocks: Sequence[Coefficients]) -> Coefficients:

@@ -10,18 +10,20 @@ from hypothesis import strategies as st
 from lightning_lipschitz.certificate.floating_point import (
     BlockCholesky,
     factorisation_error,
-    power_of_two,
+    frobenius,
+    half_exponents,
+    product_up,
     round_up,
     sqrt_up,
 )
 from tests.helpers import exactly_positive_definite
 
 
-@given(st.fractions(min_value=0, max_value=10**300))
+@given(st.fractions(min_value=0, max_value=10**300) | st.floats(0, 1e300).map(lambda v: Fraction(v) ** 2))
 def test_rounding_is_upwards_and_tight(value):
     up = round_up(value)
-    assert Fraction(up) >= value
-    assert up == 0 or Fraction(np.nextafter(up, 0)) < value
+    assert up == np.inf or Fraction(up) >= value
+    assert up in (0, np.inf) or Fraction(np.nextafter(up, 0)) < value
     root = sqrt_up(value)
     assert Fraction(root) ** 2 >= value
     assert root == 0 or Fraction(np.nextafter(np.nextafter(root, 0), 0)) ** 2 < value
@@ -31,11 +33,26 @@ def test_beyond_float64_is_infinity():
     assert round_up(Fraction(10) ** 400) == np.inf
 
 
-@given(st.floats(1e-290, 1e290))
-def test_power_of_two_is_one_and_normalises(value):
-    (factor,) = power_of_two(np.array([value]))
-    assert np.frexp(factor)[0] == 0.5
-    assert 0.5 <= value * factor * factor <= 2.0
+@given(st.floats(5e-324, 1.7e308))
+def test_half_exponents_normalise(value):
+    (exponent,) = half_exponents(np.array([value])).tolist()
+    assert 0.49 <= Fraction(value) * Fraction(4) ** exponent <= 2.01
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=5))
+def test_the_frobenius_norm_is_bounded_from_above(entries):
+    squares = sum((Fraction(value) ** 2 for value in entries), start=Fraction(0))
+    norm = frobenius(np.array(entries))
+    assert norm == np.inf or Fraction(norm) ** 2 >= squares
+    assert norm <= sqrt_up(squares) * (1 + 1e-14) + 5e-324 or norm == np.inf
+
+
+@given(st.lists(st.floats(0.0, allow_infinity=False), max_size=5))
+def test_products_are_rounded_up(factors):
+    exact = Fraction(1)
+    for factor in factors:
+        exact *= Fraction(factor)
+    assert product_up(*factors) == round_up(exact)
 
 
 def singular(rng, n, split):

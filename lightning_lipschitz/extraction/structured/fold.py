@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF
+from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, frobenius, product_up, sum_up
 from lightning_lipschitz.extraction.structured.builder import Builder
 from lightning_lipschitz.structured import Along, Convolution, Node, Scaling
 from lightning_lipschitz.structured.nodes import Array
@@ -65,5 +65,5 @@ def _towards(before: Convolution, factors: Array) -> Array:
 
 def _rounding(values: Array, before: float, factors: Array, relative: float) -> float:
     """Frobenius distance of the product: one rounding each, the factors' own error, and what was there."""
-    made = (UNIT_ROUNDOFF + relative) * 1.01 * float(np.linalg.norm(values)) + values.size * 2.0**-1074
-    return made + 1.01 * before * float(np.max(np.abs(factors))) * (1.0 + relative)
+    made = sum_up(product_up(sum_up(UNIT_ROUNDOFF, relative), 1.01, frobenius(values)), values.size * 2.0**-1074)
+    return sum_up(made, product_up(before, float(np.max(np.abs(factors))), sum_up(1.0, relative)))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF
+from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, frobenius, product_up
 from lightning_lipschitz.extraction.structured.registry import Context, rule
 from lightning_lipschitz.extraction.structured.value import Value
 from lightning_lipschitz.structured import Along
@@ -26,7 +26,7 @@ def _separable(context: Context, x: Value, matrices: Sequence[Array], relative: 
     shape, number = list(x.index.shape[1:]), context.builder.ordered(x)
     for axis, matrix in enumerate(matrices, start=1):
         before, after = int(np.prod(shape[:axis])), int(np.prod(shape[axis + 1 :]))
-        rounding = 1.01 * relative * float(np.linalg.norm(matrix))
+        rounding = product_up(relative, frobenius(matrix))
         node = Along(sources=(number,), matrix=matrix, before=before, after=after, rounding=rounding, name=context.name)
         number, shape[axis] = context.builder.add(node), len(matrix)
     return context.builder.whole(number, shape)
