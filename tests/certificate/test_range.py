@@ -23,7 +23,7 @@ DRAWS = 400  # of every family; ten thousand were run once
 def scalar_chain(rng):
     """f = c b w x, of 1 / (b w c) near a power of ten; the multiplier is the best one, or any."""
     b, c = 10.0 ** rng.uniform(-150, 150, size=2)
-    w = 10.0 ** rng.uniform(-20, 20) / b / c
+    w = 10.0 ** (rng.uniform(-7, 7) - np.log10(b) - np.log10(c))
     slopes = [(0.0, b), (-b, b), (0.5 * b, b), (-1e-3 * b, b)][rng.integers(4)]
     network = Network.from_weights([[[w]], [[c]]], slopes=slopes)
     true = Fraction(abs(c)) * Fraction(b) * Fraction(abs(w))
