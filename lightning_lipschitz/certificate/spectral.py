@@ -59,7 +59,7 @@ def norm_holds(matrix: Array, bound: float, rounding: float = 0.0, margin: float
     if exact is not None:
         return Fraction(exact) <= room
     scale, scaled = _scaled(matrix)
-    if _roughly(scaled) <= 1.01 * float(room / scale) and cheap_norm_upper_bound(matrix, rounding) <= bound:
+    if _roughly(scaled) <= 1.01 * round_up(room / scale) and cheap_norm_upper_bound(matrix, rounding) <= bound:
         return True
     return _gram_below(scaled, _gram(scaled), room / scale, margin)
 
