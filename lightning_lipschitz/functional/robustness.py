@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_lipschitz.errors import ArgumentError, ShapeError
+from lightning_lipschitz.real import real_array
 
 # Subtraction of logits and of the allowance, sqrt(2), its product, a quotient and this factor itself: relative errors
 # of at most 2^-53 each, six of them; the factor takes away sixteen.
@@ -108,6 +109,10 @@ def _least_quotient(leads: Tensor, slopes: Tensor) -> Tensor:
 def _leads(scores: Tensor, leader: Tensor) -> Tensor:
     """``f_leader - f_j``, shape (batch, classes); infinity in the leader's own column."""
     differences = scores.gather(1, leader[:, None]) - scores
+    # Finite logits whose difference overflows: the largest number is below it. The infinity of an infinite logit stays.
+    largest = torch.finfo(scores.dtype).max
+    finite = scores.isfinite() & scores.gather(1, leader[:, None]).isfinite()
+    differences = torch.where(finite, differences.clamp(-largest, largest), differences)
     return differences.scatter(1, leader[:, None], math.inf)
 
 
@@ -143,7 +148,9 @@ def _read(logits: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _constant(lipschitz: float | Tensor, scores: Tensor) -> Tensor:
     # A Python float would become float32, possibly a smaller number.
-    constant = (lipschitz if isinstance(lipschitz, Tensor) else torch.tensor(lipschitz, dtype=scores.dtype)).to(scores)
+    exact = torch.from_numpy(real_array(lipschitz, "lipschitz"))  # refuses what is not real
+    tracked = isinstance(lipschitz, Tensor) and lipschitz.requires_grad
+    constant = (lipschitz if tracked else exact).to(scores)  # type: ignore[union-attr]
     classes = scores.shape[1]
     if constant.ndim and (constant.shape != (classes, classes) or classes == 1):
         raise ShapeError(

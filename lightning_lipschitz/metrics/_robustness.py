@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from lightning_lipschitz.errors import ArgumentError, CertificateError
 from lightning_lipschitz.functional.robustness import certified_radius
 from lightning_lipschitz.metrics._apart import Apart
 from lightning_lipschitz.pairwise import PairwiseBounds
+from lightning_lipschitz.real import real_array
 
 Lipschitz: TypeAlias = float | Tensor | Certificate | PairwiseBounds
 Scale: TypeAlias = float | Sequence[float] | Tensor
@@ -73,8 +74,21 @@ def _constant(value: Lipschitz) -> Tensor:
 
 def _double(values: Any) -> Tensor:
     """A copy as float64. A Python float does not pass through float32, which may be smaller."""
-    given = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
-    return torch.from_numpy(np.array(given, dtype=np.float64))
+    return torch.from_numpy(real_array(values, "lipschitz or scale"))
+
+
+def share(part: Tensor, total: int) -> Tensor:
+    """``part / total`` of integers as float32, rounded down: it is 1 only where the two are equal."""
+    ratio = part.double().cpu() / total
+    nearest = ratio.float()
+    below = torch.nextafter(nearest, torch.tensor(-math.inf))
+    # In integers, as float64 has rounded too: nearest = m / 2^k <= part / total.
+    down = [x if Fraction(x) * total <= n else y for x, y, n in zip(*_lists(nearest, below, part), strict=True)]
+    return torch.tensor(down, dtype=torch.float32).reshape(ratio.shape).to(part.device)
+
+
+def _lists(*tensors: Tensor) -> list[list[Any]]:
+    return [tensor.flatten().tolist() for tensor in tensors]
 
 
 _ACCEPTED = "a bound >= 0, a square matrix of such bounds, a Certificate or PairwiseBounds"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_lipschitz.errors import ArgumentError
-from lightning_lipschitz.metrics._robustness import Lipschitz, RadiusMetric, Scale
+from lightning_lipschitz.metrics._robustness import Lipschitz, RadiusMetric, Scale, share
 
 
 class CertifiedAccuracy(RadiusMetric):
@@ -29,7 +29,8 @@ class CertifiedAccuracy(RadiusMetric):
         kwargs: of ``torchmetrics.Metric``.
 
     ``update(logits, target)`` takes logits, shape (batch, classes), or (batch,) and (batch, 1) for a binary classifier
-    that decides by the sign, and classes, shape (batch,). ``compute()`` returns a float32 tensor in [0, 1].
+    that decides by the sign, and classes, shape (batch,). ``compute()`` returns the share, a float32
+    tensor, rounded down.
 
     Raises:
         ArgumentError, ShapeError: arguments that cannot be used, or no constant at the first update.
@@ -74,7 +75,7 @@ class CertifiedAccuracy(RadiusMetric):
 
     def compute(self) -> Tensor:
         """The share so far."""
-        return self.certified / self.total
+        return share(self.certified, int(self.total)) if self.total else self.certified / self.total
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """One or several values; see ``torchmetrics.Metric.plot``. Needs matplotlib."""

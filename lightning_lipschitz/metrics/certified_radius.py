@@ -12,7 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.plot import plot_curve
 
 from lightning_lipschitz.errors import ArgumentError
-from lightning_lipschitz.metrics._robustness import Lipschitz, RadiusMetric, Scale
+from lightning_lipschitz.metrics._robustness import Lipschitz, RadiusMetric, Scale, share
 
 
 class CertifiedRadius(RadiusMetric):
@@ -70,7 +70,7 @@ class CertifiedRadius(RadiusMetric):
 
     def compute(self) -> Tensor:
         """The mean or the quantile so far."""
-        return self._all().mean() if self._quantile is None else self._at(self._quantile)
+        return _mean_below(self._all()) if self._quantile is None else self._at(self._quantile)
 
     def quantile(self, q: float) -> Tensor:
         """The quantile q of all inputs so far, over all processes; float64."""
@@ -95,7 +95,7 @@ class CertifiedRadius(RadiusMetric):
             at = torch.linspace(0.0, float(finite.max()) if len(finite) else 1.0, 101, dtype=torch.float64)
         places = (at if isinstance(at, Tensor) else torch.tensor(at, dtype=torch.float64)).to(radii)
         above = len(radii) - torch.searchsorted(radii, places, right=True)
-        return places, above.float() / len(radii)
+        return places, share(above, len(radii))
 
     def plot(self, curve: tuple[Tensor, Tensor] | None = None, ax: Any = None) -> Any:
         """The certified-accuracy curve. Needs matplotlib.
@@ -118,3 +118,9 @@ class CertifiedRadius(RadiusMetric):
     def _at(self, q: float) -> Tensor:
         radii = self._all().sort().values
         return radii[math.floor(q * (len(radii) - 1))]
+
+
+def _mean_below(radii: Tensor) -> Tensor:
+    """The mean, rounded down: a sum of n terms >= 0 and a quotient, less their n + 2 roundings."""
+    eps = torch.finfo(radii.dtype).eps
+    return radii.mean() * (1.0 - (len(radii) + 2) * eps)

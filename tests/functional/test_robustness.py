@@ -111,3 +111,23 @@ def test_gradients(lipschitz):
 def test_bad_arguments(logits, lipschitz, target, error):
     with pytest.raises(error):
         certified_radius(logits, lipschitz, target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_differences_beyond_the_range_are_rounded_down(dtype):
+    largest = torch.finfo(dtype).max
+    for constant in (1.0, torch.tensor([[0.0, 2.0], [2.0, 0.0]])):
+        logits = torch.tensor([[largest, -largest]], dtype=dtype)
+        radius = certified_radius(logits, constant).item()
+        slope = math.sqrt(2.0) if isinstance(constant, float) else 2.0
+        assert Fraction(radius) * Fraction(slope) <= 2 * Fraction(largest)
+        assert radius > 0.4 * largest
+    assert margins(torch.tensor([[1e308, -1e308]], dtype=torch.float64)).item() < math.inf
+    assert certified_radius(torch.tensor([[1e308, -1e308]], dtype=torch.float64), 0.0).item() == math.inf
+    assert certified_radius(torch.tensor([[math.inf, -1e308]], dtype=torch.float64), 1.0).item() == 0.0
+
+
+@pytest.mark.parametrize("lipschitz", [1j, torch.tensor(1j), "1", torch.tensor(2**53 + 1)], ids=str)
+def test_constants_that_are_not_real_are_refused(lipschitz):
+    with pytest.raises(ArgumentError):
+        certified_radius(torch.zeros(2, 3), lipschitz)

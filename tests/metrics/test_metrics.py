@@ -222,3 +222,23 @@ def test_a_collection_keeps_metrics_apart_that_agree_on_the_first_batch():
             metric.update(logits, target)
     assert collection.compute() == {name: metric.compute() for name, metric in alone.items()}
     assert len({float(value) for value in collection.compute().values()}) >= 4
+
+
+@pytest.mark.parametrize("wrong", [1, 3, 1000])
+def test_shares_are_rounded_down(wrong):
+    """Counts beyond 2^24: float32 would round the share up to one."""
+    accuracy, radius = ll.CertifiedAccuracy(0.5, 1e-6), ll.CertifiedRadius("mean", 1e-6)
+    right, total = 40_000_000, 40_000_000 + wrong
+    accuracy.update(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+    accuracy.certified += right - 1
+    accuracy.total += total - 1
+    found = accuracy.compute().item()
+    assert Fraction(found) <= Fraction(right, total)
+    assert 1 - found < 2 * wrong / total + 1e-7
+    logits = torch.tensor([[1.0, 0.0]]).expand(3, 2)
+    radius.update(logits, torch.tensor([0, 0, 1]))
+    assert Fraction(radius.curve([0.0])[1].item()) <= Fraction(2, 3)
+    assert Fraction(radius.compute().item()) * 3 <= sum(map(Fraction, radius.radii[0].tolist()))
+    accuracy.update(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+    accuracy.certified += wrong
+    assert accuracy.compute() == 1
