@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -102,9 +103,16 @@ def _certify(options: argparse.Namespace) -> None:
     )
     if options.output:
         certificate.save(options.output)
-    sys.stdout.write(
-        json.dumps(certificate.summary(), indent=2) + "\n" if options.json else certificate.sentence() + "\n"
-    )
+    told = json.dumps(certificate.summary(), indent=2) if options.json else certificate.sentence()
+    (sys.stderr if _is_stdout(options.output) else sys.stdout).write(told + "\n")
+
+
+def _is_stdout(output: str | None) -> bool:
+    """Whether the certificate itself goes there."""
+    try:
+        return output is not None and os.path.samestat(os.stat(output), os.fstat(1))
+    except OSError:  # closed
+        return False
 
 
 def _verify(options: argparse.Namespace) -> None:

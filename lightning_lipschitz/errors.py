@@ -144,6 +144,13 @@ class WeightFileError(LipschitzError):
         super().__init__(f"{path}: {reason}")
 
 
+class OutputError(LipschitzError, OSError):
+    """A file that cannot be written."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path} cannot be written: {reason}.")
+
+
 class MissingExtraError(LipschitzError, ImportError):
     """An optional dependency that is not installed."""
 

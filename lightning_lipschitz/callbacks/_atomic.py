@@ -6,11 +6,11 @@ system, moving is copying, and a process that is killed meanwhile leaves half a 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from lightning_lipschitz._lightning import TorchCheckpointIO, Trainer
+from lightning_lipschitz.written import written_whole
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -28,21 +28,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        beside = f"{path}.part"
-        try:
-            super().save_checkpoint(checkpoint, beside, storage_options)
-            _flush(beside)
-            os.replace(beside, path)
-        finally:
-            Path(beside).unlink(missing_ok=True)
+        with written_whole(path, make_folder=True) as part:
+            super().save_checkpoint(checkpoint, part, storage_options)
 
 
 def install(trainer: Trainer) -> None:
     """In place of Lightning's own, and of nothing else."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-
-
-def _flush(path: str) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -17,6 +16,7 @@ import numpy as np
 from lightning_lipschitz.certificate.encoding import decode, encode
 from lightning_lipschitz.certificate.proofs import AnyProof
 from lightning_lipschitz.errors import CertificateError
+from lightning_lipschitz.written import written_whole
 
 FORMAT = "lightning-lipschitz certificate 2"  # 1 had digests that took some networks for one
 
@@ -92,22 +92,14 @@ class Certificate:
 
         Raises:
             CertificateError: the certificate is not a certified one.
+            OutputError: it cannot be written there.
         """
         if not self.certified:
             raise CertificateError(
                 f"only a certified bound can be saved as a certificate; this one is not: {self.status.value}"
             )
-        target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **self._arrays())  # type: ignore[arg-type]  # its `allow_pickle` would be saved as an array by NumPy 1
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with written_whole(path) as part, open(part, "wb") as file:
+            np.savez(file, **self._arrays())  # type: ignore[arg-type]  # its `allow_pickle` would be saved as an array by NumPy 1
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Certificate:

@@ -17,6 +17,7 @@ from lightning_lipschitz.network import Network
 from lightning_lipschitz.report import numbers
 from lightning_lipschitz.report.content import Content
 from lightning_lipschitz.report.figures import DARK, LIGHT, draw_all, png
+from lightning_lipschitz.written import written_whole
 
 _EMBEDDED = 20_000_000  # bytes of a certificate that still goes into the page
 _ROWS = 40  # of the history
@@ -54,20 +55,12 @@ def write_page(content: Content, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         MissingExtraError: jinja2 or matplotlib is not installed.
-        OSError: it cannot be written there.
+        OutputError: it cannot be written there.
     """
     require_libraries()
     text, target = render(content), Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f"{target.name}.part")
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_whole(target, make_folder=True) as part:
+        part.write_text(text, encoding="utf-8")
     return target
 
 
