@@ -13,7 +13,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # A room may import itself and the rooms of the levels below it.
 LEVELS = [
     {"errors", "digest"},
-    {"real", "written"},
+    {"real", "written", "archive"},
     {"network", "structured"},
     {"certificate"},
     {"functional"},
@@ -30,7 +30,7 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
-TRUSTED = {"errors", "digest", "real", "written", "network", "structured", "certificate"}
+TRUSTED = {"errors", "digest", "real", "written", "archive", "network", "structured", "certificate"}
 FRAMEWORKS = {"torch", "cvxpy", "lightning", "pytorch_lightning", "torchmetrics"}
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any
 from weakref import WeakMethod, ref
 
 import torch
 
 from lightning_lipschitz._lightning import LightningModule
-from lightning_lipschitz.certificate import Certificate, Status
-from lightning_lipschitz.certificate.encoding import decode, encode
+from lightning_lipschitz.certificate import Certificate
+from lightning_lipschitz.certificate.encoding import encode
+from lightning_lipschitz.errors import CertificateError
+from lightning_lipschitz.real import real_array
 
 Checkpoint = dict[str, Any]
-
-_SCALARS = tuple(field.name for field in fields(Certificate) if field.name not in ("status", "proof", "state"))
 
 
 def to_plain(certificate: Certificate) -> dict[str, Any]:
@@ -33,16 +32,26 @@ def to_plain(certificate: Certificate) -> dict[str, Any]:
 def from_plain(plain: Mapping[str, Any]) -> Certificate:
     """The inverse of :func:`to_plain`. What it claims is not checked here.
 
+    Raises:
+        CertificateError: it is no certificate, or damaged.
+
     Example:
-        >>> from lightning_lipschitz.certificate import Norms
-        >>> norms = Norms(((2.0,),))
-        >>> mine = Certificate(2.0, True, Status.SOLVED, "norm-product", "", None, 0.0, 0.1, "digest", norms)
-        >>> from_plain(to_plain(mine)).proof.values
-        ((2.0,),)
+        >>> from lightning_lipschitz import certify
+        >>> mine = certify([[[2.0]]])
+        >>> from_plain(to_plain(mine)).proof.values == mine.proof.values
+        True
     """
-    proof = decode(plain["proof"], [array.numpy() for array in plain["arrays"]]) if "proof" in plain else None
-    scalars = {name: plain[name] for name in _SCALARS}
-    return Certificate(**scalars, status=Status[plain["status"]], proof=proof)
+    try:
+        return Certificate.from_record(plain, _arrays(plain.get("arrays", ())))
+    except (ValueError, KeyError, RecursionError) as error:
+        told = f"there is no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise CertificateError(f"the certificate in the checkpoint is damaged: {told}.") from error
+
+
+def _arrays(tensors: Any) -> list[Any]:
+    if not isinstance(tensors, (list, tuple)):
+        raise ValueError("`arrays` must be a list of tensors")
+    return [real_array(tensor, "`arrays`") for tensor in tensors]
 
 
 def stamped_certificates(checkpoint: Mapping[str, Any]) -> dict[str, Certificate]:
@@ -51,13 +60,16 @@ def stamped_certificates(checkpoint: Mapping[str, Any]) -> dict[str, Certificate
     Args:
         checkpoint: as ``torch.load`` returns it.
 
+    Raises:
+        CertificateError: one of them is damaged.
+
     What they claim is not checked here: pass them to :func:`lightning_lipschitz.verify` with the module.
 
     Example:
         >>> stamped_certificates({"state_dict": {}, "epoch": 3})
         {}
     """
-    stamps = {key: value for key, value in checkpoint.items() if isinstance(value, Mapping)}
+    stamps = {key: value for key, value in checkpoint.items() if isinstance(key, str) and isinstance(value, Mapping)}
     return {key: from_plain(value) for key, value in stamps.items() if "network_digest" in value and "proof" in value}
 
 

@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lightning_lipschitz.certificate.encoding import decode, encode
+from lightning_lipschitz.archive import Archive, opened
+from lightning_lipschitz.certificate.encoding import arrays_of, decode, encode
 from lightning_lipschitz.certificate.proofs import AnyProof
+from lightning_lipschitz.certificate.scalars import Status, read_scalars
 from lightning_lipschitz.errors import CertificateError
 from lightning_lipschitz.written import written_whole
 
 FORMAT = "lightning-lipschitz certificate 2"  # 1 had digests that took some networks for one
-
-
-class Status(Enum):
-    """How the search for the bound ended. The value is the sentence for the user; the bound is verified in each case
-    but the last two."""
-
-    SOLVED = "The method reached its tolerance; the bound is verified."
-    ALMOST_SOLVED = "The method stopped short of its tolerance; the bound is verified, but a tighter one may exist."
-    TIME_LIMIT = "The time limit was reached; the bound is verified, but a tighter one may exist."
-    FALLBACK = "The method failed; the bound is verified and comes from a simpler method."
-    FAILED = "No method gave a bound that could be verified."
-    NOT_A_BOUND = "For reproduction only: the number is not an upper bound."
+_LONGEST_HEADER = 2**24  # bytes; that of a proof of a thousand parts has a hundred thousand
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +72,9 @@ class Certificate:
         how = f"{kind}; {self.method} by {self.solver}{gap}; {self.seconds:.2f} s"
         return f"{self.upper_bound!r}  ({how}). {self.status.value}"
 
+    def __repr__(self) -> str:
+        return f"Certificate({self.sentence()})"
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one file, whole or not at all: a NumPy ``.npz`` archive of plain arrays, no pickle.
 
@@ -111,14 +102,33 @@ class Certificate:
             FileNotFoundError: there is none.
         """
         try:
-            if not zipfile.is_zipfile(os.fspath(path)) and Path(path).exists():
-                raise ValueError("it is not a NumPy archive")
-            with np.load(path, allow_pickle=False) as archive:
-                return cls._from_arrays({name: archive[name] for name in archive.files})
+            with opened(path) as archive:
+                header = _header(archive)
+                if arrays_of(header["proof"]) != len(archive.names) - 1:
+                    raise ValueError("there are more or fewer arrays than the proof names")
+                names = (f"values_{k}" for k in range(len(archive.names) - 1))
+                found = cls.from_record(header, [archive.read(name) for name in names])
+            if not found.certified:
+                raise ValueError(f"it says of itself that it proves nothing: {found.status.value}")
         except FileNotFoundError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            raise CertificateError(f"{os.fspath(path)} is not a certificate file or is damaged: {error}") from error
+        except (OSError, ValueError, KeyError, RecursionError) as error:
+            told = f"there is no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+            raise CertificateError(f"{os.fspath(path)} is not a certificate file or is damaged: {told}") from error
+        return found
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], arrays: Sequence[Any]) -> Certificate:
+        """The certificate that files and checkpoints hold: its scalars and, under ``proof``, a description of arrays.
+
+        Raises:
+            ValueError, KeyError: not such a record. Whether the proof holds is not asked.
+        """
+        scalars = read_scalars(record)
+        proof = decode(record["proof"], arrays) if "proof" in record else None
+        if scalars["certified"] and proof is None:
+            raise ValueError("it is certified and has no proof")
+        return cls(**scalars, proof=proof)
 
     def _arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         if self.proof is None:
@@ -128,13 +138,12 @@ class Certificate:
         packed = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
         return {"header": packed} | {f"values_{k}": array for k, array in enumerate(values)}
 
-    @classmethod
-    def _from_arrays(cls, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Certificate:
-        header = json.loads(arrays["header"].tobytes().decode())
-        if header.pop("format") != FORMAT:
-            raise ValueError(f"the format is not {FORMAT!r}")
-        proof = decode(header.pop("proof"), [arrays[f"values_{k}"] for k in range(len(arrays) - 1)])
-        known = {field.name for field in fields(cls)}
-        if unknown := set(header) - known:
-            raise ValueError(f"unknown entries {sorted(unknown)}")
-        return cls(**{**header, "status": Status[header["status"]], "proof": proof})
+
+def _header(archive: Archive) -> dict[str, Any]:
+    packed = archive.read("header", _LONGEST_HEADER)
+    header = json.loads(packed.tobytes().decode()) if packed.dtype == np.uint8 else None
+    if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
+        raise ValueError(f"the format is not {FORMAT!r}")
+    if unknown := set(header) - {field.name for field in fields(Certificate) if field.name != "state"}:
+        raise ValueError(f"unknown entries {sorted(unknown)[:3]}")
+    return header

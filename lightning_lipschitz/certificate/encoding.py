@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from lightning_lipschitz.certificate.proofs import (
     Proof,
     Split,
 )
+from lightning_lipschitz.certificate.scalars import count, number
 
 Description = dict[str, Any]
 
@@ -44,50 +46,92 @@ def encode(proof: AnyProof | Channels) -> tuple[Description, list[Array]]:
     return {"kind": "norms", "arrays": len(arrays)}, arrays
 
 
-def decode(description: Description, arrays: Sequence[Array]) -> AnyProof:
+def arrays_of(description: Any) -> int:
+    """How many arrays a description names.
+
+    Raises:
+        ValueError: it is no description of a proof.
+
+    Example:
+        >>> arrays_of({"kind": "norms", "arrays": 2})
+        2
+    """
+    kind, parts = _kind(description), description.get("parts")
+    if kind in ("composition", "split"):
+        return (kind == "composition") + sum(map(arrays_of, _listed(parts, "parts")))
+    return _whole(description.get("arrays"), "arrays")
+
+
+def decode(description: Any, arrays: Sequence[Any]) -> AnyProof:
     """The inverse of :func:`encode`.
 
     Raises:
-        ValueError, KeyError, TypeError: not such a description, or not as many arrays as it names.
+        ValueError: not such a description, or not the arrays that it names.
     """
-    stream = iter(arrays)
-    kind = description["kind"]
-    proof = _decode_composition(description, stream) if kind == "composition" else _decode(description, stream)
-    if next(stream, None) is not None:
-        raise ValueError("there are more arrays than the proof names")
+    named = arrays_of(description)
+    if len(arrays) != named:
+        raise ValueError(f"there are {'more' if len(arrays) > named else 'fewer'} arrays than the proof names")
+    for array in arrays:
+        if not (isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.itemsize == 8 and array.ndim == 1):
+            raise ValueError("the numbers of a proof must be float64 arrays of one dimension")
+    proof = _decode(description, iter(arrays))
+    if isinstance(proof, Channels):
+        raise ValueError("a proof of channels is one of a part only")
     return proof
 
 
-def _decode_composition(description: Description, stream: Iterator[Array]) -> Composition:
-    norms = next(stream, None)
-    if norms is None:
-        raise ValueError("there are fewer arrays than the proof names")
-    pairs = zip(description["blocks"], description["parts"], strict=True)
-    blocks = (
-        (start, end, _channels(part, stream) if part["kind"] == "channels" else _decode(part, stream))
-        for (start, end), part in pairs
-    )
-    return Composition(norms, tuple(blocks))
-
-
-def _channels(description: Description, stream: Iterator[Array]) -> Channels:
-    return Channels(description["rho"], _taken(description, stream))
-
-
-def _taken(description: Description, stream: Iterator[Array]) -> tuple[Array, ...]:
-    values = tuple(array for _, array in zip(range(description["arrays"]), stream, strict=False))
-    if len(values) != description["arrays"]:
-        raise ValueError("there are fewer arrays than the proof names")
-    return values
-
-
-def _decode(description: Description, stream: Iterator[Array]) -> Proof:
-    kind = description["kind"]
+def _decode(description: Description, stream: Iterator[Array]) -> AnyProof | Channels:
+    kind = _kind(description)
+    if kind == "composition":
+        return _decode_composition(description, stream)
     if kind == "split":
-        return Split(tuple(description["cuts"]), tuple(_decode(part, stream) for part in description["parts"]))
-    values = _taken(description, stream)
-    if kind == "multipliers":
-        return Multipliers(description["rho"], values)
+        cuts = (_whole(cut, "cuts") for cut in _listed(description.get("cuts"), "cuts"))
+        return Split(tuple(cuts), tuple(_part(part, stream) for part in description["parts"]))
+    values = tuple(itertools.islice(stream, description["arrays"]))
     if kind == "norms":
         return Norms(tuple(tuple(row.tolist()) for row in values))
-    raise ValueError(f"a proof of the unknown kind {kind!r}")
+    try:
+        rho = number(description.get("rho"))
+    except (TypeError, OverflowError):
+        raise ValueError("`rho` of a proof must be a number") from None
+    return (Multipliers if kind == "multipliers" else Channels)(rho, values)
+
+
+def _decode_composition(description: Description, stream: Iterator[Array]) -> Composition:
+    norms, ends, parts = next(stream), _listed(description.get("blocks"), "blocks"), description["parts"]
+    if len(ends) != len(parts) or any(not isinstance(pair, list) or len(pair) != 2 for pair in ends):
+        raise ValueError("`blocks` of a composition must be as many pairs as there are parts")
+    blocks = [
+        (_whole(start, "blocks"), _whole(end, "blocks"), _decode(part, stream))
+        for (start, end), part in zip(ends, parts, strict=True)
+    ]
+    if any(isinstance(part, Composition) for *_, part in blocks):
+        raise ValueError("a composition is no part of another")
+    return Composition(norms, tuple(blocks))  # type: ignore[arg-type]
+
+
+def _part(description: Description, stream: Iterator[Array]) -> Proof:
+    part = _decode(description, stream)
+    if isinstance(part, (Composition, Channels)):
+        raise ValueError("a split consists of multipliers, norms and splits")
+    return part
+
+
+def _kind(description: Any) -> str:
+    kind = description.get("kind") if isinstance(description, Mapping) else None
+    if kind not in ("composition", "split", "multipliers", "channels", "norms"):
+        raise ValueError(f"a proof of the unknown kind {kind!r:.60}")
+    return str(kind)
+
+
+def _listed(value: Any, name: str) -> Sequence[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"`{name}` of a proof must be a list")
+    return value
+
+
+def _whole(value: Any, name: str) -> int:
+    try:
+        return count(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{name}` of a proof must hold whole numbers >= 0") from None
