@@ -12,10 +12,12 @@ import numpy.typing as npt
 import torch
 
 from lightning_lipschitz import api
+from lightning_lipschitz.archive import allowed, refuse_beyond
 from lightning_lipschitz.callbacks import stamped_certificates
 from lightning_lipschitz.certificate import Certificate
-from lightning_lipschitz.errors import CertificateError, LipschitzError, WeightFileError
+from lightning_lipschitz.errors import ArgumentError, CertificateError, LipschitzError, WeightFileError
 from lightning_lipschitz.network import Network
+from lightning_lipschitz.weight_files import described, load_torch, numbers_of
 
 Array = npt.NDArray[np.float64]
 
@@ -35,6 +37,11 @@ class Proved:
     module: str
     certificate: Certificate
     network: Network
+
+    def described(self, slopes: tuple[float, float]) -> str:
+        """What the bound is a bound of: a file shows matrices, and not what a module does with them."""
+        place = f"`{self.module}`" if self.module else "the file"
+        return described([affine.terms[0].matrix for affine in self.network.affines], slopes, place)
 
 
 def prove_checkpoint(
@@ -57,7 +64,11 @@ def prove_checkpoint(
     """
     checkpoint = read_checkpoint(path)
     certificates = certificates_of(checkpoint, path)
-    networks = dict(_networks(checkpoint["state_dict"], slopes))
+    networks: dict[str, tuple[str, Network]] = {}
+    wanted = {certificate.network_digest for certificate in certificates.values()}
+    for module, network in _networks(path, checkpoint["state_dict"], slopes):
+        if network.digest in wanted:
+            networks.setdefault(network.digest, (module, network))
     return [_prove(found, certificate, networks) for found, certificate in certificates.items() if key in (None, found)]
 
 
@@ -76,19 +87,24 @@ def certificates_of(checkpoint: Mapping[str, Any], path: str | os.PathLike[str])
 def read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     """The content of a Lightning checkpoint, on the CPU. Raises as :func:`prove_checkpoint`."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = load_torch(path)
     except FileNotFoundError:
         raise
-    except Exception as error:  # torch raises several kinds on a file that is not its format
-        raise WeightFileError(path, f"it cannot be read: {str(error).partition(chr(10))[0]}") from error
+    except (OSError, ValueError) as error:
+        raise WeightFileError(path, f"it cannot be read: {error}") from error
     if not (isinstance(checkpoint, Mapping) and isinstance(checkpoint.get("state_dict"), Mapping)):
         raise WeightFileError(path, "it is not a checkpoint: it has no `state_dict`.")
     return checkpoint
 
 
-def _networks(state: Mapping[str, torch.Tensor], slopes: tuple[float, float]) -> Iterator[tuple[str, Network]]:
+def _networks(
+    path: str | os.PathLike[str], state: Mapping[Any, Any], slopes: tuple[float, float]
+) -> Iterator[tuple[str, Network]]:
     """The chains that the matrices of the whole and of every submodule form, where they chain."""
-    named = {name: tensor.double().numpy() for name, tensor in state.items() if tensor.ndim == 2}
+    try:
+        named = dict(_matrices(state, allowed(path)))
+    except ValueError as error:
+        raise WeightFileError(path, f"it cannot be read: {error}") from error
     prefixes = {name.rsplit(".", depth)[0] + "." for name in named for depth in range(1, name.count(".") + 1)}
     for prefix in ["", *sorted(prefixes)]:
         weights = [matrix for name, matrix in named.items() if name.startswith(prefix)]
@@ -98,12 +114,26 @@ def _networks(state: Mapping[str, torch.Tensor], slopes: tuple[float, float]) ->
             continue
 
 
-def _prove(key: str, certificate: Certificate, networks: Mapping[str, Network]) -> Proved:
-    for module, network in networks.items():
-        if network.digest == certificate.network_digest:
-            api.verify(certificate, network)
-            return Proved(key, module, certificate, network)
-    raise CertificateError(
-        f"the certificate under `{key}` is not of the matrices in this file with these slopes. If the model is no chain"
-        " of linear layers, call `lightning_lipschitz.verify` with the module."
-    )
+def _matrices(state: Mapping[Any, Any], limit: int) -> Iterator[tuple[str, Array]]:
+    """Those that a certificate can be of; whether it is, its digest says."""
+    tensors = {
+        name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }
+    matrices = {name: value for name, value in tensors.items() if value.ndim == 2}
+    refuse_beyond(sum(8 * value.numel() for value in matrices.values()), limit)
+    for name, value in matrices.items():
+        try:
+            yield name, numbers_of(value, name, limit)
+        except ArgumentError:  # complex, sparse, quantised: no certificate is of it
+            continue
+
+
+def _prove(key: str, certificate: Certificate, networks: Mapping[str, tuple[str, Network]]) -> Proved:
+    module, network = networks.get(certificate.network_digest, ("", None))
+    if network is None:
+        raise CertificateError(
+            f"the certificate under `{key}` is not of the matrices in this file with these slopes. If the model is no"
+            " chain of linear layers, call `lightning_lipschitz.verify` with the module."
+        )
+    api.verify(certificate, network)
+    return Proved(key, module, certificate, network)

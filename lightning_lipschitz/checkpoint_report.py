@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_lipschitz import api
-from lightning_lipschitz._lightning import LightningModule
+from lightning_lipschitz._lightning import LightningModule, MisconfigurationException
 from lightning_lipschitz.callbacks._accuracy import predict
 from lightning_lipschitz.callbacks._target import find_target
 from lightning_lipschitz.certificate import Certificate, Composition
@@ -26,7 +26,15 @@ from lightning_lipschitz.errors import ArgumentError, WeightFileError
 from lightning_lipschitz.extraction import Extractor, input_of
 from lightning_lipschitz.extraction.result import Extraction
 from lightning_lipschitz.extraction.structured import StructuredExtractor
-from lightning_lipschitz.report import PredictionLog, Predictions, Subject, gather, require_libraries, write_page
+from lightning_lipschitz.report import (
+    PredictionLog,
+    Predictions,
+    Subject,
+    gather,
+    readable,
+    require_libraries,
+    write_page,
+)
 
 _FIRST = 64  # inputs from which slopes are searched
 
@@ -82,22 +90,29 @@ def report_checkpoint(
     else:
         part = state.module if module is None else module
         subject = _from_model(path, certificates[chosen], part, _named("model", model), data)
-    why_not = subject.why_not if state.history else {**subject.why_not, "training": _NO_HISTORY}
+    why_not = subject.why_not if state.history else {**subject.why_not, "training": _no_history(state)}
     subject = replace(
         subject,
         key=chosen,
-        source=f"Read from {Path(path).name} and proved again",
-        checkpoint=Path(path).name,
+        source=f"Read from {_name(path)} and proved again{subject.source}",
+        checkpoint=_name(path),
         history=state.history,
+        unreadable=state.unreadable,
         pairs=pairs,
         why_not=why_not,
     )
     return write_page(gather(subject, time_limit=time_limit), output)
 
 
-_NO_HISTORY = (
-    "The checkpoint holds no measurements: it was written before the first one, or with save_weights_only=True."
-)
+def _name(path: str | os.PathLike[str]) -> str:
+    """As it can be printed: the bytes of a name need not be letters."""
+    return os.fsencode(Path(path).name).decode("utf-8", "replace")
+
+
+def _no_history(state: _State) -> str:
+    if state.unreadable:
+        return f"The measurements in the checkpoint cannot be read and are left out: {state.unreadable}."
+    return "The checkpoint holds no measurements: it was written before the first one, or with save_weights_only=True."
 
 
 def _chosen(key: str | None, certificates: Mapping[str, Certificate]) -> str:
@@ -115,6 +130,7 @@ class _State:
     kind: str
     module: str
     history: Sequence[Mapping[str, Any]]
+    unreadable: int = 0
 
     def wrote(self, key: str) -> bool:
         """Whether the certificate may be its own: the first instance of a kind has the plain key."""
@@ -122,9 +138,12 @@ class _State:
 
 
 def _states(checkpoint: Mapping[str, Any]) -> Iterator[_State]:
-    for name, state in checkpoint.get("callbacks", {}).items():
-        if isinstance(state, Mapping) and isinstance(state.get("history"), list):
-            yield _State(_KINDS.get(name.partition("{")[0], ""), _module_of(name), state["history"])
+    states = checkpoint.get("callbacks", {})
+    for name, state in states.items() if isinstance(states, Mapping) else ():
+        if isinstance(name, str) and isinstance(state, Mapping) and isinstance(state.get("history"), list):
+            records = readable(state["history"])
+            unreadable = len(state["history"]) - len(records)
+            yield _State(_KINDS.get(name.partition("{")[0], ""), _module_of(name), records, unreadable)
 
 
 def _state(checkpoint: Mapping[str, Any], key: str, certificate: Certificate) -> _State:
@@ -145,7 +164,7 @@ def _module_of(state_key: str) -> str:
     """Lightning writes a callback's arguments behind its name: ``LipschitzCallback{'module': 'net'}``."""
     try:
         return str(ast.literal_eval(state_key[state_key.index("{") :])["module"])
-    except (ValueError, SyntaxError, KeyError):
+    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError):  # a name of somebody else's
         return ""
 
 
@@ -154,12 +173,13 @@ def _from_file(path: str | os.PathLike[str], key: str, slopes: tuple[float, floa
         raise ArgumentError("data", data, "given together with `model`: weights alone make no predictions")
     proved = prove_checkpoint(path, slopes, key)[0]
     why_not = {"curve": "The weights alone make no predictions: it takes the model's class and labelled data."}
-    return Subject(proved.certificate, proved.network, module=proved.module, why_not=why_not)
+    of = f" of {proved.described(slopes)}"
+    return Subject(proved.certificate, proved.network, module=proved.module, source=of, why_not=why_not)
 
 
 def _from_model(path: str | os.PathLike[str], certificate: Certificate, module: str, made: Any, data: Any) -> Subject:
     whole = _loaded(path, made)
-    target = find_target(whole, module)
+    target = _target(whole, module)
     batches = None if data is None else _batches(_named("data", data))
     first = None if batches is None else _pair(next(batches, None))
     example = _example(whole, module) if first is None else first[0][:_FIRST]
@@ -176,6 +196,13 @@ def _from_model(path: str | os.PathLike[str], certificate: Certificate, module: 
         lower_bound=api.lower_bound(target, example).value,
         predictions=_predictions(target, chain([first], batches), certificate),
     )
+
+
+def _target(whole: nn.Module, module: str) -> nn.Module:
+    try:
+        return find_target(whole, module, "report")
+    except MisconfigurationException as error:
+        raise ArgumentError("module", module, f"the part that the certificate is of ({error})") from error
 
 
 def _loaded(path: str | os.PathLike[str], made: Any) -> nn.Module:

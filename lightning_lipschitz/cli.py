@@ -13,7 +13,7 @@ from lightning_lipschitz import api
 from lightning_lipschitz.bounds.search import Method, Solver
 from lightning_lipschitz.certificate import Certificate
 from lightning_lipschitz.errors import LipschitzError
-from lightning_lipschitz.weight_files import read_weights
+from lightning_lipschitz.weight_files import described, read_matrices, read_weights
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,9 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command: Any = options.run
         command(options)
     except (LipschitzError, OSError) as error:
-        sys.stderr.write(f"lightning-lipschitz: {error}\n")
+        sys.stderr.write(f"lightning-lipschitz: {_printable(str(error))}\n")
         return 2
     return 0
+
+
+def _printable(text: str) -> str:
+    """One line that moves no cursor, whatever a file put into it."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,19 +96,21 @@ def _add_demo(commands: Any) -> None:
 
 
 def _certify(options: argparse.Namespace) -> None:
+    weights, slopes = read_weights(options.weights), tuple(options.slopes)
     certificate = api.certify(
-        read_weights(options.weights),
+        weights,
         method=options.method,
         solver=options.solver,
         rtol=options.rtol,
         time_limit=options.time_limit,
         split_size=options.split_size,
         workers=options.workers,
-        slopes=tuple(options.slopes),
+        slopes=slopes,
     )
+    of = described(weights, slopes)
     if options.output:
         certificate.save(options.output)
-    told = json.dumps(certificate.summary(), indent=2) if options.json else certificate.sentence()
+    told = json.dumps(certificate.summary() | {"of": of}, indent=2) if options.json else certificate.sentence(of)
     (sys.stderr if _is_stdout(options.output) else sys.stdout).write(told + "\n")
 
 
@@ -119,18 +126,22 @@ def _verify(options: argparse.Namespace) -> None:
     if options.weights is None:
         _verify_checkpoint(options)
         return
-    certificate = Certificate.load(options.certificate)
-    bound = api.verify(certificate, read_weights(options.weights), slopes=tuple(options.slopes))
-    sys.stdout.write(f"proved: {bound!r} is an upper bound of the Lipschitz constant\n")
+    certificate, slopes = Certificate.load(options.certificate), tuple(options.slopes)
+    weights = read_matrices(options.weights)
+    bound = api.verify(certificate, weights, slopes=slopes)
+    sys.stdout.write(f"proved: {bound!r} is an upper bound of {_CONSTANT} {described(weights, slopes)}\n")
+
+
+_CONSTANT = "the Lipschitz constant of"
 
 
 def _verify_checkpoint(options: argparse.Namespace) -> None:
     from lightning_lipschitz.checkpoint_files import prove_checkpoint
 
     for found in prove_checkpoint(options.certificate, tuple(options.slopes)):
-        what = f"`{found.module}`" if found.module else "the model"
-        bound = found.certificate.upper_bound
-        sys.stdout.write(f"{found.key}: proved: {bound!r} is an upper bound of the Lipschitz constant of {what}\n")
+        bound, of = found.certificate.upper_bound, found.described(tuple(options.slopes))
+        told = f"{found.key}: proved: {bound!r} is an upper bound of {_CONSTANT} {of}"
+        sys.stdout.write(_printable(told) + "\n")
 
 
 def _report(options: argparse.Namespace) -> None:

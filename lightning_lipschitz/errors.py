@@ -144,6 +144,30 @@ class WeightFileError(LipschitzError):
         super().__init__(f"{path}: {reason}")
 
 
+class NoChainError(WeightFileError):
+    """A file of weights that are not, or may not be, the matrices of a chain of layers.
+
+    Args:
+        name: what in it says so.
+        shape: of that, where it has one.
+        reason: what it is.
+        path: the file.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...] | None, reason: str, path: object = "the file") -> None:
+        of = "" if shape is None else f" of shape {shape}"
+        super().__init__(
+            path,
+            f"`{name}`{of} {reason}. So this may be no chain of matrices, and what its module computes is not in the"
+            " file: give the module to `lightning_lipschitz.certify`.",
+        )
+        self._facts = (name, shape, reason)
+
+    def of(self, path: object) -> NoChainError:
+        """The same of a file by its name."""
+        return NoChainError(*self._facts, path=path)
+
+
 class OutputError(LipschitzError, OSError):
     """A file that cannot be written."""
 

@@ -65,9 +65,9 @@ class Certificate:
         scalars = {name: value for name, value in vars(self).items() if name not in ("proof", "state", "status")}
         return scalars | {"status": self.status.name}
 
-    def sentence(self) -> str:
-        """One line for a person."""
-        kind = "upper bound, verified" if self.certified else "NOT a bound"
+    def sentence(self, of: str = "") -> str:
+        """One line for a person; ``of`` says whose bound it is."""
+        kind = f"upper bound{of and ' of '}{of}, verified" if self.certified else "NOT a bound"
         gap = "" if self.relative_gap is None else f", relative gap {self.relative_gap:.1e}"
         how = f"{kind}; {self.method} by {self.solver}{gap}; {self.seconds:.2f} s"
         return f"{self.upper_bound!r}  ({how}). {self.status.value}"

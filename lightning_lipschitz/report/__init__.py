@@ -5,6 +5,7 @@ content gathers the facts, figures draws them, page writes them down. Needs jinj
 
 from lightning_lipschitz.report.content import Content, Subject, gather
 from lightning_lipschitz.report.figures import draw_all
+from lightning_lipschitz.report.history import readable
 from lightning_lipschitz.report.page import require_libraries, write_page
 from lightning_lipschitz.report.predictions import PredictionLog, Predictions
 
@@ -15,6 +16,7 @@ __all__ = [
     "Subject",
     "draw_all",
     "gather",
+    "readable",
     "require_libraries",
     "write_page",
 ]

@@ -43,6 +43,7 @@ class Subject:
         source: where all this comes from, in words.
         checkpoint: the file, for the commands on the page.
         history: the callback's.
+        unreadable: records in the file that are left out of it.
         lower_bound: of the network, sampled.
         extraction: the network with its activations, where there is a module; else no slopes of parts are sampled.
         inputs: shape (batch, input_size), where such samples start.
@@ -59,6 +60,7 @@ class Subject:
     source: str = ""
     checkpoint: str = "last.ckpt"
     history: Sequence[Mapping[str, Any]] = ()
+    unreadable: int = 0
     lower_bound: float | None = None
     extraction: Extraction | None = None
     inputs: Tensor | None = None

@@ -23,6 +23,7 @@ _DPI = 160
 _WIDTH = 8.5  # inches
 _THICK = 2.6  # of a bound, to be seen under the slope found where the two meet
 _NAMED = 24  # layers whose names fit under an axis
+_FAR = 1e100  # numbers of larger and smaller magnitude are in the tables only
 _LETTERS = 30  # of names that fit side by side
 
 
@@ -85,7 +86,9 @@ def draw_training(history: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
     if sampled:
         axes[0].plot(steps, below, color=theme.lower, lw=1.1, marker=".", label="steepest pair found (lower bound)")
         axes[0].fill_between(steps, below, bounds, color=theme.upper, alpha=0.14, lw=0, label="the constant is in here")
-        axes[1].plot(steps, bounds / below, color=theme.ink, marker=".")
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            apart = bounds / below
+        axes[1].plot(steps, np.where(np.isfinite(apart), apart, np.nan), color=theme.ink, marker=".")
         axes[1].set(ylabel="upper / lower", ylim=(1.0, None))
     if gaps:
         axes[-1].semilogy(steps, np.maximum(_column(history, "relative_gap"), 1e-16), color=theme.norms, marker=".")
@@ -225,5 +228,7 @@ def _of(layers: Sequence[LayerBound], name: str) -> Array:
 
 
 def _numbers(values: Iterable[float | None]) -> Array:
-    """NaN, which is not drawn, for None."""
-    return np.array([np.nan if value is None else value for value in values], dtype=float)
+    """NaN, which is not drawn, for None and for what no axis can show."""
+    found = np.array([np.nan if value is None else value for value in values], dtype=float)
+    shown = (found == 0) | ((np.abs(found) > 1 / _FAR) & (np.abs(found) < _FAR))
+    return np.where(shown, found, np.nan)

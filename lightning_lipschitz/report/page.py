@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import json
 import os
+import shlex
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.errors import MissingExtraError
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.report import numbers
-from lightning_lipschitz.report.content import Content
+from lightning_lipschitz.report.content import Content, Subject
 from lightning_lipschitz.report.figures import DARK, LIGHT, draw_all, png
 from lightning_lipschitz.written import written_whole
 
@@ -77,7 +79,7 @@ def render(content: Content) -> str:
 
 def _facts(content: Content) -> dict[str, Any]:
     """What the template sees."""
-    subject, history = content.subject, list(content.subject.history)
+    subject, history, slopes = content.subject, list(content.subject.history), _slopes(content)
     return {
         "content": content,
         "subject": subject,
@@ -86,8 +88,26 @@ def _facts(content: Content) -> dict[str, Any]:
         "history": history[-_ROWS:],
         "left_out": max(len(history) - _ROWS, 0),
         "download": _download(content),
-        "checkable": _slopes(content),
+        "checkable": slopes,
+        "commands": _commands(subject, slopes),
         "factors": all(layer.factor is not None for layer in content.layers),
+    }
+
+
+def _commands(subject: Subject, slopes: tuple[float, float] | None) -> dict[str, str]:
+    """What a reader copies into a shell or into Python, where the name of a file is a name and nothing else."""
+    name, module = (json.dumps(text, ensure_ascii=False) for text in (subject.checkpoint, subject.module))
+    file = f"./{subject.checkpoint}" if subject.checkpoint.startswith("-") else subject.checkpoint
+    options = [] if slopes is None or slopes == (0.0, 1.0) else ["--slopes", *map(str, slopes)]
+    copy = (
+        f'import numpy, torch; state = torch.load({name}, weights_only=True)["state_dict"]; '
+        'numpy.savez("weights.npz", *(w.double().numpy() for w in state.values() if w.ndim == 2))'
+    )
+    return {
+        "verify": shlex.join(["lightning-lipschitz", "verify", "certificate.npz", file, *options]),
+        "matrices": shlex.join(["python", "-c", copy]),
+        "file": name,
+        "module": module,
     }
 
 
