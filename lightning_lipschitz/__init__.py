@@ -36,6 +36,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """Also the names that are imported when they are first used, for completion."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Names of callbacks, metrics and mixins are imported when first used: certifying weights needs no Lightning."""
     if name in __all__:

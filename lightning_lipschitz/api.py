@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, get_args
 
@@ -14,7 +15,7 @@ from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.composed import certify_graph
 from lightning_lipschitz.bounds.lower import LowerBound, steepest_pair
 from lightning_lipschitz.bounds.search import certify_network
-from lightning_lipschitz.bounds.settings import MapLike, Method, Settings, Solver
+from lightning_lipschitz.bounds.settings import MapLike, Method, Settings, Solver, require_solver
 from lightning_lipschitz.certificate import AnyProof, Certificate, Composition, Status, prove, prove_composition
 from lightning_lipschitz.errors import ArgumentError, CertificateError, SolverError
 from lightning_lipschitz.extraction import Extractor, Input, Output, input_of, part, submodule
@@ -253,8 +254,19 @@ def read(
     if isinstance(model, (Network, Graph)):
         return model
     if isinstance(model, (str, bytes)) or not isinstance(model, Sequence):
-        raise ArgumentError("model", type(model).__name__, "an nn.Module, a list of 2-D weight matrices or a Network")
+        accepted = f"an nn.Module, a list of 2-D weight matrices or a Network{_hint(model)}"
+        raise ArgumentError("model", type(model).__name__, accepted)
     return Network.from_weights(model, slopes=slopes)
+
+
+def _hint(model: Any) -> str:
+    if isinstance(model, Mapping):
+        return " (load a state dict into its module)"
+    if isinstance(model, (str, os.PathLike)):
+        return " (the command line reads files)"
+    if hasattr(model, "ndim"):
+        return " (put one matrix into a list)"
+    return " (make an instance of the class)" if isinstance(model, type) else ""
 
 
 def _check(**arguments: Any) -> None:
@@ -262,6 +274,7 @@ def _check(**arguments: Any) -> None:
     for name, options in (("method", get_args(Method)), ("solver", get_args(Solver))):
         if arguments[name] not in options:
             raise ArgumentError(name, arguments[name], f"one of {', '.join(map(repr, options))}")
+    require_solver(arguments["method"], arguments["solver"])
     if not 0 < arguments["rtol"] < 1:
         raise ArgumentError("rtol", arguments["rtol"], "a number between 0 and 1")
     _check_time_limit(arguments["time_limit"])

@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_certify(commands: Any) -> None:
     command = commands.add_parser("certify", help="bound the Lipschitz constant of the network in a weight file")
     command.add_argument("weights", metavar="WEIGHTS", help=".npz, .mat, .pt, .ckpt or .safetensors; first layer first")
-    command.add_argument("--method", choices=get_args(Method), default="auto")
+    command.add_argument("--method", choices=[name for name in get_args(Method) if name != "composed"], default="auto")
     command.add_argument("--solver", choices=get_args(Solver), default="auto")
     command.add_argument(
         "--slopes", nargs=2, type=float, default=(0.0, 1.0), metavar=("ALPHA", "BETA"), help="of the activations"

@@ -15,7 +15,7 @@ from lightning_lipschitz.bounds import cost
 from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.pairwise import Pair, difference, pairs, shared_proposals, shared_work
 from lightning_lipschitz.bounds.search import certify_network
-from lightning_lipschitz.bounds.settings import Method, Settings, Solver
+from lightning_lipschitz.bounds.settings import Method, Settings, Solver, require_solver
 from lightning_lipschitz.bounds.signing import sign
 from lightning_lipschitz.certificate import AnyProof, Certificate, Composition, Multipliers, Proof, prove
 from lightning_lipschitz.certificate.floating_point import round_up, sqrt_up
@@ -46,6 +46,11 @@ class PairwiseBounds:
     proofs: Mapping[Pair, Proof | None]
     refined: int
     seconds: float
+
+    def __repr__(self) -> str:
+        classes, largest = len(self.matrix), float(self.matrix.max())
+        found = f"{classes} x {classes}, none above {largest!r}; {self.refined} pairs refined"
+        return f"PairwiseBounds({found}; whole={self.whole!r})"
 
     @property
     def network_digest(self) -> str:
@@ -127,6 +132,7 @@ def pairwise_bounds(
         raise ArgumentError("method", method, f"one of {', '.join(map(repr, _METHODS))}")
     if solver not in get_args(Solver):
         raise ArgumentError("solver", solver, f"one of {', '.join(map(repr, get_args(Solver)))}")
+    require_solver(method, solver)
     if not 0 < rtol < 1:
         raise ArgumentError("rtol", rtol, "a number between 0 and 1")
     if time_limit is not None and not 0 < time_limit < np.inf:

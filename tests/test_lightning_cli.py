@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.cli import LightningCLI
 
 from lightning_lipschitz._lightning import MisconfigurationException
+from lightning_lipschitz.bounds.settings import ProvedMethod
 from lightning_lipschitz.callbacks import LipschitzCallback
 from tests.modules import UNAVOIDABLE, Classifier, body, loader
 
@@ -97,6 +99,12 @@ def test_yaml_without_code(config):
 def test_short_name(config):
     callback = run(*QUIET, "--trainer.callbacks+=LipschitzCallback", "--trainer.callbacks.method=closed-form")
     assert callback.method == "closed-form"
+
+
+def test_every_method_that_the_callback_takes(config):
+    for method in get_args(ProvedMethod):
+        callback = run("--config", config("lipsdp-layer", method))
+        assert callback.method == callback.history[-1]["method"] or method == "auto"
 
 
 def test_printed_config_is_the_config(config, capsys):

@@ -17,7 +17,7 @@ import numpy as np
 from lightning_lipschitz.bounds.lipsdp import reduce
 from lightning_lipschitz.bounds.proposal import Proposal, Sharing
 from lightning_lipschitz.certificate.proofs import Array
-from lightning_lipschitz.errors import SolverError
+from lightning_lipschitz.errors import MissingExtraError, SolverError
 from lightning_lipschitz.network import Affine, Network
 
 ConicSolver = Literal["clarabel", "scs"]
@@ -41,10 +41,11 @@ def solve(
         time_limit: seconds for the solver, problem set-up not counted.
 
     Raises:
-        SolverError: the solver gave no point at all, or is not installed.
+        SolverError: the solver gave no point at all.
+        MissingExtraError: it is not installed.
     """
     if solver.upper() not in cp.installed_solvers():
-        raise SolverError(f"the solver {solver!r} is not installed; `pip install {solver}` adds it.")
+        raise MissingExtraError(f"`solver={solver!r}`", solver, "scs")
     reduced = reduce(network)
     problem, rho, per_layer = _problem(reduced.network, sharing)
     status = _run(problem, solver, rtol, time_limit)

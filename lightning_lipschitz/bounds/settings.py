@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Method = Literal["auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", "lipsdp-network", "composed"]
+from lightning_lipschitz.errors import MissingExtraError
+
+ProvedMethod = Literal["auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", "composed"]
+Method = Literal[ProvedMethod, "lipsdp-network"]
 Solver = Literal["auto", "native", "clarabel", "scs"]
 
-
 MapLike = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
+
+
+def require_solver(method: str, solver: str) -> None:
+    """Before long work starts.
+
+    Raises:
+        MissingExtraError: the method calls a solver that is not installed.
+    """
+    if solver == "scs" and method not in ("norm-product", "closed-form") and importlib.util.find_spec("scs") is None:
+        raise MissingExtraError("`solver='scs'`", "scs", "scs")
 
 
 @dataclass(frozen=True)

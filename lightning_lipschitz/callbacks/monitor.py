@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from lightning_lipschitz._lightning import Callback, LightningModule, Trainer
+from lightning_lipschitz.bounds.settings import ProvedMethod, Solver, require_solver
 from lightning_lipschitz.callbacks import _labels as labels
 from lightning_lipschitz.callbacks._accuracy import ValidationAccuracy
 from lightning_lipschitz.callbacks._arguments import (
@@ -26,12 +27,6 @@ from lightning_lipschitz.callbacks._shipped import constrained, settle, shipped
 from lightning_lipschitz.callbacks._stamp import SaveGate, from_plain, to_plain
 from lightning_lipschitz.callbacks._target import holds
 from lightning_lipschitz.certificate import Certificate
-
-Method = Literal["auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron"]
-Solver = Literal["auto", "native", "clarabel", "scs"]
-
-_METHODS = ("auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", "composed")
-_SOLVERS = ("auto", "native", "clarabel", "scs")
 
 
 class LipschitzCallback(Callback):
@@ -106,7 +101,7 @@ class LipschitzCallback(Callback):
         every_n_epochs: int = 1,
         *,
         module: str = "",
-        method: Method = "auto",
+        method: ProvedMethod = "auto",
         solver: Solver = "auto",
         rtol: float = 1e-4,
         time_limit: float | None = None,
@@ -120,8 +115,9 @@ class LipschitzCallback(Callback):
         owner = type(self).__name__
         require_count(owner, "every_n_epochs", every_n_epochs)
         require(isinstance(module, str), owner, "module", module, "the dotted name of a submodule")
-        require_choice(owner, "method", method, _METHODS)
-        require_choice(owner, "solver", solver, _SOLVERS)
+        require_choice(owner, "method", method, get_args(ProvedMethod))
+        require_choice(owner, "solver", solver, get_args(Solver))
+        require_solver(method, solver)
         require_fraction(owner, "rtol", rtol)
         require_positive(owner, "time_limit", time_limit, optional=True)
         require_flag(owner, "lower_bound", lower_bound)

@@ -63,8 +63,10 @@ def _run(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], x: torch.T
             return y.detach().to("cpu", torch.float64).reshape(len(x), -1).numpy(), torch.finfo(dtype).eps
         except Exception as raised:
             error = error or raised
-    reason = f"it fails on a batch of {len(x)}: {error}"
-    raise ExtractionError(name_of(model), reason, "The forward must work for every batch size.") from error
+    advice = "The forward must work for every batch size."
+    if isinstance(model, torch.fx.GraphModule):
+        advice += " An exported module may keep that of its example: give the nn.Module that it was made from."
+    raise ExtractionError(name_of(model), f"it fails on a batch of {len(x)}: {error}.", advice) from error
 
 
 def _compare(model: str, found: Array, expected: Array, allowed: float) -> None:

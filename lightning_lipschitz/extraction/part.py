@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_lipschitz.errors import ArgumentError, ExtractionError
-from lightning_lipschitz.extraction.undisturbed import clean, name_of, undisturbed, unwrapped
+from lightning_lipschitz.extraction.undisturbed import clean, name_of, refuse_script, undisturbed, unwrapped
 
 Input: TypeAlias = int | str | None
 Output: TypeAlias = int | str | Callable[[Any], Tensor] | None
@@ -22,7 +22,9 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
 
     Raises:
         ArgumentError: there is none; the message lists some that there are.
+        ExtractionError: it is a TorchScript module.
     """
+    refuse_script(model)
     try:
         return unwrapped(unwrapped(model).get_submodule(name))
     except AttributeError:
@@ -77,6 +79,9 @@ def part(model: nn.Module, given: Any, wanted: Input = None, output: Output = No
     key = _key(model, args, kwargs, wanted)
     chosen = args[key] if isinstance(key, int) else kwargs[key]
     if not isinstance(chosen, Tensor):
+        if wanted is None:
+            accepted = "a floating-point tensor, or a tuple or mapping of those that the forward takes"
+            raise ArgumentError("example_input", type(chosen).__name__, accepted)
         raise ArgumentError("input", wanted, f"an input that is one tensor, and not a {type(chosen).__name__}")
     if output is None and len(args) + len(kwargs) == 1 and isinstance(key, int):
         return model, chosen

@@ -12,13 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from lightning_lipschitz.errors import ArgumentError, ExtractionError, LipschitzError
-from lightning_lipschitz.extraction.patterns import fuse
-from lightning_lipschitz.extraction.undisturbed import clean, name_of, quiet_export, undisturbed
+from lightning_lipschitz.errors import ArgumentError, ExtractionError, LipschitzError, UnsupportedModuleError
+from lightning_lipschitz.extraction.location import display_name, path
+from lightning_lipschitz.extraction.patterns import fuse, operator_name
+from lightning_lipschitz.extraction.refusals import refusal
+from lightning_lipschitz.extraction.undisturbed import clean, name_of, quiet_export, refuse_script, undisturbed
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +56,18 @@ def example(model: torch.nn.Module, given: object) -> torch.Tensor:
         ArgumentError: not one floating-point tensor with a batch dimension.
     """
     accepted = "a floating-point tensor whose first dimension is the batch"
+    if given is None:
+        raise ArgumentError("example_input", None, f"given, or be the model's `example_input_array`: {accepted}")
     if not isinstance(given, torch.Tensor):
-        raise ArgumentError("example_input", type(given).__name__, accepted)
+        hint = " (`torch.from_numpy` makes one of an array)" if isinstance(given, np.ndarray) else ""
+        raise ArgumentError("example_input", type(given).__name__, accepted + hint)
     if not given.is_floating_point():
         raise ArgumentError(
             "example_input", f"{given.dtype}", f"{accepted} (after an embedding, certify what follows it)"
         )
     if given.ndim < 2 or given.numel() == 0:
-        raise ArgumentError("example_input", f"shape {tuple(given.shape)}", accepted)
+        hint = " (`example_input[None]` is a batch of one sample)" if given.ndim == 1 else ""
+        raise ArgumentError("example_input", f"shape {tuple(given.shape)}", accepted + hint)
     like = next((p for p in model.parameters() if p.is_floating_point()), given)
     return torch.zeros(max(2, len(given)), *given.shape[1:], dtype=like.dtype, device=like.device)
 
@@ -82,15 +89,12 @@ def trace(model: torch.nn.Module, given: Any) -> Graph:
         except LipschitzError:
             raise
         except Exception as error:
-            raise _explained(model, error) from error
+            raise _not_run(model, x) or _explained(model, error) from error
         return _graph(model, exported, x)
 
 
 def _refuse_untraceable(model: torch.nn.Module) -> None:
-    for path, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            where = f"`{path}`" if path else name_of(model)
-            raise ExtractionError(where, "it is a TorchScript module.", "Give the nn.Module it was made from.")
+    refuse_script(model)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if torch.nn.parameter.is_lazy(tensor) or tensor.is_meta:
             raise ExtractionError(f"`{name}`", "it has no values yet.", "Run the model once, or load its weights.")
@@ -110,6 +114,19 @@ def _is_stateful(node: torch.fx.Node) -> bool:
     return node.op not in ("placeholder", "output", "call_function") or isinstance(
         node.target, torch._ops.HigherOrderOperator
     )
+
+
+def _not_run(model: torch.nn.Module, x: torch.Tensor) -> ExtractionError | None:
+    """What the model itself says of such an input, if it refuses it without any tracing."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            model(x)
+    except Exception as error:
+        told = str(error).strip().partition("\n")[0]
+        reason = f"it does not run on zeros of shape {tuple(x.shape)}: {type(error).__name__}: {told}{_where(error)}."
+        advice = "Give an example input that its forward takes; of several inputs a tuple, and name one with `input=`."
+        return ExtractionError(name_of(model), reason, advice)
+    return None
 
 
 def _explained(model: torch.nn.Module, error: Exception) -> ExtractionError:
@@ -132,6 +149,14 @@ def _where(error: BaseException) -> str:
     return f" (at {users[-1].filename}:{users[-1].lineno}: `{users[-1].line}`)" if users else ""
 
 
+def _refuse_unread(exported: ExportedProgram) -> None:
+    """What has no rule for any input or output, before a user is asked to name one."""
+    for node in exported.graph.nodes:
+        known = refusal(operator_name(node.target)) if node.op == "call_function" else None
+        if known is not None and known[0] == "not yet":
+            raise UnsupportedModuleError(path(node), display_name(node), *known)
+
+
 def _graph(model: torch.nn.Module, exported: ExportedProgram, x: torch.Tensor) -> Graph:
     name = name_of(model)
     signature = exported.graph_signature
@@ -140,6 +165,7 @@ def _graph(model: torch.nn.Module, exported: ExportedProgram, x: torch.Tensor) -
     users = [node for node, spec in specs.items() if spec.kind is InputKind.USER_INPUT]
     outputs = [spec for spec in signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
     if len(users) != 1 or len(outputs) != 1 or not exported.call_spec.out_spec.is_leaf():
+        _refuse_unread(exported)
         raise ExtractionError(
             name,
             f"it returns {exported.call_spec.out_spec.num_leaves} tensors in a container: several outputs, "

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from lightning_lipschitz.errors import ExtractionError
+
 _CONTAINERS = (list, dict, set, OrderedDict, deque)
 _NOISY = (
     "torch.fx.experimental.symbolic_shapes",
@@ -37,6 +39,18 @@ def clean(path: str) -> str:
 def name_of(model: torch.nn.Module) -> str:
     """Its class, or that of the model that it is a part of."""
     return type(getattr(model, "_certified_part", model)).__name__
+
+
+def refuse_script(model: torch.nn.Module) -> None:
+    """TorchScript has no Python to trace.
+
+    Raises:
+        ExtractionError: the model is, or holds, such a module.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"`{path}`" if path else name_of(model)
+            raise ExtractionError(where, "it is a TorchScript module.", "Give the nn.Module it was made from.")
 
 
 @contextlib.contextmanager

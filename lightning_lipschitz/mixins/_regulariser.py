@@ -12,7 +12,7 @@ from lightning_lipschitz._lightning import MisconfigurationException
 from lightning_lipschitz.callbacks._target import find_target, uncompiled
 from lightning_lipschitz.functional.clip import Pairs, ascend, initial_pairs, penalty, quotients
 from lightning_lipschitz.mixins._config import ClipConfig
-from lightning_lipschitz.mixins._evaluation import evaluating
+from lightning_lipschitz.mixins._evaluation import OneTensor, evaluating
 
 _OPTIONS = ("p_in", "p_out")
 
@@ -39,7 +39,8 @@ class Regulariser:
         """What to add to the loss in training step ``step``, with a graph; None where no penalty is due.
 
         Raises:
-            MisconfigurationException: ``inputs`` is no batch of floating-point inputs, or the submodule does not exist.
+            MisconfigurationException: ``inputs`` is no batch of floating-point inputs of the submodule, or it does not
+                return one tensor, or does not exist.
         """
         config = self.config
         if step % config.every_n_steps:
@@ -50,9 +51,10 @@ class Regulariser:
             return None
         pairs = self._current(_batch(inputs), parameter, step)
         options = {name: getattr(config, name) for name in _OPTIONS}
+        function = OneTensor(target, config.module)
         with evaluating(model, uncompiled(target), parameter.device.type), torch.enable_grad():
-            pairs, values = self._climb(target, pairs)
-            found = penalty(target, pairs, values, worst=config.worst, squared=config.squared, **options)
+            pairs, values = self._climb(function, pairs)
+            found = penalty(function, pairs, values, worst=config.worst, squared=config.squared, **options)
         self.last_penalty = float(found.detach())
         return self.weight * config.every_n_steps * found
 
@@ -106,7 +108,7 @@ class Regulariser:
         pairs = self._pairs.to(like)
         options = {name: getattr(self.config, name) for name in _OPTIONS}
         with evaluating(model, uncompiled(target), like.device.type):
-            return float(quotients(target, pairs.u, pairs.v, **options).max())
+            return float(quotients(OneTensor(target, self.config.module), pairs.u, pairs.v, **options).max())
 
     # State
 

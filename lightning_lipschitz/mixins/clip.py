@@ -47,7 +47,8 @@ class CLIPMixin:
     the mean of the metric over the processes.
 
     Raises:
-        MisconfigurationException: a setting; a batch without floating-point inputs; a metric that is not logged.
+        MisconfigurationException: a setting; a batch without floating-point inputs, or with others than the
+            forward takes; a metric that is not logged.
 
     Example:
         >>> import pytorch_lightning as pl

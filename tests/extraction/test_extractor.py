@@ -296,7 +296,7 @@ def test_weights_whose_product_overflows():
 @pytest.mark.parametrize(
     ("given", "error", "says"),
     [
-        (None, ArgumentError, "NoneType"),
+        (None, ArgumentError, "must be given"),
         (torch.zeros(2, 5, dtype=torch.int64), ArgumentError, "int64"),
         (torch.zeros(5), ArgumentError, "first dimension is the batch"),
         (torch.zeros(0, 5), ArgumentError, "shape (0, 5)"),

@@ -315,6 +315,84 @@ def test_what_cannot_work_says_so(kind, message, fit):
         fit(kind(), val=False)
 
 
+class Generator(ll.CLIPMixin, Manual):
+    """Its forward takes noise, and the batches are data."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = nn.Linear(INPUTS - 1, INPUTS)
+
+    def forward(self, noise):
+        return self.generator(noise)
+
+    def _loss(self, batch):
+        return self.net(batch[0]).square().mean() + self(batch[0][:, 1:]).square().mean()
+
+
+class Critic(ll.CLIPMixin, Classifier):
+    def forward(self, state, action):
+        return self.net(state + action)
+
+    def _loss(self, batch):
+        return self(batch[0], batch[0]).square().mean()
+
+
+class Heads(ll.CLIPMixin, Classifier):
+    def forward(self, x):
+        return {"y": self.net(x), "x": x}
+
+    def _loss(self, batch):
+        return self(batch[0])["y"].square().mean()
+
+
+class Pairwise(Heads):
+    def forward(self, x):
+        return {"y": self.net(x), "x": x} if self.training else (self.net(x), x)
+
+
+class Mean(ll.CLIPMixin, Classifier):
+    def forward(self, x):
+        return self.net(x).mean()
+
+    def _loss(self, batch):
+        return self(batch[0])
+
+
+class Chosen(ll.CLIPMixin, Classifier):
+    def forward(self, x):
+        return self.net(x).argmax(1)
+
+    def _loss(self, batch):
+        return self.net(batch[0]).square().mean()
+
+
+class OfNet(Critic, clip_module="net"):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        (Generator, r"forward\(noise\)`, which failed: RuntimeError: mat1 and mat2"),
+        (Critic, r"forward\(state, action\)`, which failed: TypeError: .*missing 1 required"),
+        (Heads, r"forward\(x\)`, which returned a dict"),
+        (Pairwise, r"forward\(x\)`, which returned a tuple"),
+        (Mean, r"which returned shape \(\)"),
+        (Chosen, r"which returned a tensor of torch.int64"),
+    ],
+)
+def test_inputs_and_outputs_that_do_not_fit_are_told_in_one_sentence(kind, found, fit):
+    with pytest.raises(
+        MisconfigurationException, match=rf"inputs of shape \({INPUTS},\).*{found}.*clip_inputs.*clip_module"
+    ):
+        fit(kind(), val=False)
+
+
+def test_the_advice_can_be_followed(fit):
+    trainer = fit(OfNet(), val=False)
+    assert (trainer[-1] if isinstance(trainer, tuple) else trainer).callback_metrics["clip/lower_bound"] > 0
+
+
 BAD = {
     "weight": -1.0,
     "pairs": 0,
