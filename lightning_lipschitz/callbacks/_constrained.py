@@ -52,7 +52,7 @@ class ConstrainedWeights:
         """
         if self._linear is None:
             raise LipschitzError(
-                f"`{self._owner}` does not know the input of the model before its first call, and cannot certify"
+                f"`{self._owner}` does not know the input of the model, which was not called yet, and cannot certify"
                 " weights until then. Set `example_input_array` in the LightningModule."
             )
         return self._linear
@@ -64,9 +64,30 @@ class ConstrainedWeights:
             MisconfigurationException: there is no such submodule.
             LipschitzError: as :meth:`trace`.
         """
-        self._watched = Watched(model, self._name, self._owner)
+        if self._watched is None:
+            self._watched = Watched(model, self._name, self._owner)
         if not self.trace(model):
             self._watched.listen(model)
+
+    def prepare(self, model: LightningModule) -> None:
+        """Make sure that the submodule of this model is traced, in the middle of a fit or outside of it.
+
+        Raises:
+            MisconfigurationException: there is no such submodule.
+            LipschitzError: as :meth:`trace` and :attr:`linear`.
+        """
+        if self._watched is None:
+            self._watched = Watched(model, self._name, self._owner)
+        if self._linear is None:
+            self._watched.ask(model)
+            self.trace(model)
+        self.linear  # noqa: B018 - raises where nothing can be certified yet
+
+    def rest(self) -> None:
+        """Let go of the model until :meth:`prepare`."""
+        self._linear, self._parameters, self._known = None, {}, {}
+        if self._watched is not None:
+            self._watched.rest()
 
     def hear(self, model: LightningModule, batch: Any) -> bool:
         """A training batch is known: trace, if that can be done now; whether it is done. Raises as :meth:`trace`."""

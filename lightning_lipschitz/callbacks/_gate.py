@@ -1,4 +1,4 @@
-"""The gate: whatever leaves a fit under a bound is what was certified, and what training needs is kept beside it.
+"""The gate: whatever leaves a training under a bound is what was certified; what training needs is kept beside it.
 
 Out go checkpoints of every kind, the metrics of validation, and the module when the fit ends. Training itself goes on
 with weights of its own, and a resumed run gets exactly those back.
@@ -6,18 +6,21 @@ with weights of its own, and a resumed run gets exactly those back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
-from lightning_lipschitz._lightning import LightningModule, Trainer, isolate_rng
+from lightning_lipschitz._lightning import LightningModule, Trainer, isolate_rng, rank_zero_warn
 from lightning_lipschitz.callbacks import _atomic as atomic
 from lightning_lipschitz.callbacks._constrained import ConstrainedWeights, Swap
+from lightning_lipschitz.callbacks._hooks import Checkpoint, Gates
 from lightning_lipschitz.callbacks._ranks import Failure, Ranks
-from lightning_lipschitz.callbacks._stamp import Checkpoint, LoadGate, SaveGate, to_plain
+from lightning_lipschitz.callbacks._saver import Saver
+from lightning_lipschitz.callbacks._stamp import to_plain
 from lightning_lipschitz.callbacks._target import deployed
 from lightning_lipschitz.callbacks._written import Author, Written
 from lightning_lipschitz.certificate import Certificate
@@ -30,54 +33,57 @@ T = TypeVar("T")
 class Gate:
     """Made and installed in ``setup("fit")`` by every rank.
 
+    It outlives the fit: what the Trainer saves afterwards meets the bound as well.
+
     Args:
-        trainer, model: of the fit.
+        trainer: of the fit.
         weights: that are held to the bound.
         author: what is written of them.
         ranks: of the fit.
         key: of the certificate, and of the training weights, in a checkpoint.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        model: LightningModule,
-        weights: ConstrainedWeights,
-        author: Author,
-        ranks: Ranks,
-        key: str,
-    ) -> None:
+    def __init__(self, trainer: Trainer, weights: ConstrainedWeights, author: Author, ranks: Ranks, key: str) -> None:
         self.key = key
         self.certificate: Certificate | None = None
         self._trainer = ref(trainer)
         self._weights, self._author, self._ranks = weights, author, ranks
-        self._hooks = [SaveGate(model, self._on_save), LoadGate(model, self._on_load)]
+        self._gates = Gates(self._on_save, self._on_load)
         self._swap = Swap()
         self._validated: Written | None = None
+        self._finished = False
 
-    def install(self, trainer: Trainer) -> None:
-        for hook in self._hooks:
-            hook.install()
+    def install(self, trainer: Trainer, model: LightningModule) -> None:
+        self._gates.install(trainer, model)
         atomic.install(trainer)
 
     def remove(self) -> None:
-        """After a fit that went well; after any other, files may still be written."""
-        for hook in self._hooks:
-            hook.remove()
+        """The fit is over, one way or another."""
+        self._gates.remove()
+
+    @contextmanager
+    def around_save(self, model: LightningModule) -> Iterator[None]:
+        """While the Trainer saves this module, in a fit or not."""
+        try:
+            with self._gates.around_save(model):
+                yield
+        finally:
+            if self._finished:
+                self._weights.rest()
 
     # Checkpoints
 
     def _on_save(self, model: LightningModule, checkpoint: Checkpoint) -> None:
         """No collective here: a rank may save alone, in an exception."""
         trainer = self._trainer()
-        if trainer is None or model._trainer is not trainer or not trainer.is_global_zero:
+        if trainer is None or not trainer.is_global_zero or Saver.of(trainer).verbatim:
             return
         if not checkpoint.get("state_dict"):
             return  # of a strategy that gathers the weights elsewhere
-        self._weights.trace(model)
-        self._weights.linear  # noqa: B018 - raises where nothing can be certified yet
+        self._weights.prepare(model)
         tensors = self._weights.part(checkpoint["state_dict"])
         written = _undisturbed(lambda: self._author(tensors))
+        self._warn_of_others(written)
         plain = to_plain(written.certificate.at(trainer.current_epoch, trainer.global_step))
         if "callbacks" in checkpoint:  # a file that training can go on from
             plain[TRAINING] = self._weights.whole({name: tensors[name].clone() for name in written.tensors})
@@ -85,8 +91,19 @@ class Gate:
         checkpoint["state_dict"].update(self._weights.whole(moved))
         checkpoint[self.key] = plain
 
+    def _warn_of_others(self, written: Written) -> None:
+        if self._finished and written.tensors:
+            rank_zero_warn(
+                f"the weights in the module are not those that the fit left there, and their bound is above that of"
+                f" `{self.key}`. The module stays as it is; its file holds the nearest certified weights. To save it"
+                " as it is, use a Trainer without a bound."
+            )
+
     def _on_load(self, model: LightningModule, checkpoint: Checkpoint) -> None:
-        checkpoint["state_dict"].update(checkpoint.get(self.key, {}).get(TRAINING, {}))
+        """What training goes on from; for another Trainer, which tests a file while the fit runs, the file counts."""
+        trainer = self._trainer()
+        if trainer is not None and trainer._checkpoint_connector._loaded_checkpoint is checkpoint:
+            checkpoint["state_dict"].update(checkpoint.get(self.key, {}).get(TRAINING, {}))
 
     # Validation
 
@@ -125,6 +142,7 @@ class Gate:
         Swap().put(self._weights.parameters, written.tensors)
         self._author.keep(self._weights.of(model), Written({}, written.certificate))
         self.certificate = written.certificate.at(trainer.current_epoch, trainer.global_step)
+        self._finished = True
         return self.certificate
 
     def _agreed(self, root: nn.Module) -> Written:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, NoReturn, TypeVar
+from weakref import ref
 
 import torch.distributed as dist
 
@@ -55,10 +56,17 @@ class Ranks:
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
+        self._ref = ref(trainer)
         self._group: dist.ProcessGroup | None = None
         if trainer.world_size > 1 and dist.is_available() and dist.is_initialized():
             self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+    @property
+    def _trainer(self) -> Trainer:
+        trainer = self._ref()
+        if trainer is None:
+            raise ReferenceError("the Trainer is gone")
+        return trainer
 
     @property
     def many(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,6 +11,16 @@ import torch
 
 from lightning_lipschitz._lightning import LightningModule, Trainer, rank_zero_warn
 from lightning_lipschitz.callbacks._measure import Measurement, Record
+
+
+@contextmanager
+def attached(pl_module: LightningModule, trainer: Trainer) -> Iterator[None]:
+    """``self.log`` asks the Trainer that the module met last: another one, if one has run on it in a hook."""
+    last, pl_module._trainer = pl_module._trainer, trainer
+    try:
+        yield
+    finally:
+        pl_module._trainer = last
 
 
 class Measured(Protocol):
@@ -51,19 +63,20 @@ class Report:
         if trainer.barebones:
             return
         device = torch.device("cpu") if pl_module.device.type == "mps" else pl_module.device  # MPS has no float64
-        for name, value in record.metrics().items():
-            pl_module.log(
-                f"{self.prefix}/{name}",
-                # a Python float would be rounded to float32, possibly to below the certificate
-                torch.tensor(value, dtype=torch.float64, device=device),
-                prog_bar=self._prog_bar and name == self._shown,
-                on_step=False,
-                on_epoch=True,
-                reduce_fx="max",
-                sync_dist=True,
-                add_dataloader_idx=False,
-                batch_size=1,
-            )
+        with attached(pl_module, trainer):
+            for name, value in record.metrics().items():
+                pl_module.log(
+                    f"{self.prefix}/{name}",
+                    # a Python float would be rounded to float32, possibly to below the certificate
+                    torch.tensor(value, dtype=torch.float64, device=device),
+                    prog_bar=self._prog_bar and name == self._shown,
+                    on_step=False,
+                    on_epoch=True,
+                    reduce_fx="max",
+                    sync_dist=True,
+                    add_dataloader_idx=False,
+                    batch_size=1,
+                )
 
     def write(self, trainer: Trainer, record: Measured) -> None:
         """After the last epoch, where ``self.log`` is forbidden: at the step of what the last epoch logged."""

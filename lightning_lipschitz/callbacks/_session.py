@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
+from weakref import ref
 
 import torch
 from torch import Tensor
 
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, Trainer, isolate_rng
+from lightning_lipschitz.callbacks._hooks import Checkpoint
 from lightning_lipschitz.callbacks._measure import Measurement, Settings, measure
 from lightning_lipschitz.callbacks._ranks import Failure, Ranks
+from lightning_lipschitz.callbacks._saver import Saver
 from lightning_lipschitz.callbacks._shipped import shipped
 from lightning_lipschitz.callbacks._target import averaged_model, deployed, refuse_sharded
 from lightning_lipschitz.callbacks._watch import Watched
 from lightning_lipschitz.certificate import Certificate
+from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction.result import Extraction
 from lightning_lipschitz.report import Subject
 
@@ -36,11 +40,12 @@ class Session:
 
     def __init__(self, trainer: Trainer, name: str, settings: Settings) -> None:
         refuse_sharded(trainer, "LipschitzCallback")
+        self._trainer = ref(trainer)
         self._name = name
         self._ranks = Ranks(trainer)
         self._settings = replace(settings, workers=self._ranks.share)
         self._watched: Watched | None = None
-        self._traced = False
+        self._traced = self._closed = False
         self._batches = 0
         self._measured: tuple[int, ...] | None = None
         self._warm_start: Certificate | None = None
@@ -137,6 +142,23 @@ class Session:
         with shipped(trainer, pl_module) as root:
             return self._watched.network(root).digest
 
+    def certifies(self, certificate: Certificate, pl_module: LightningModule, checkpoint: Checkpoint) -> bool:
+        """Whether the certificate speaks about the weights in a checkpoint, in a fit or after it. No collective."""
+        trainer, watched = self._trainer(), self._watched
+        if trainer is None or watched is None or not trainer.is_global_zero or Saver.of(trainer).verbatim:
+            return False
+        if not (checkpoint.get("state_dict") and self.is_measured(trainer)):
+            return False
+        try:
+            with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+                digest = watched.digest(deployed(trainer, pl_module), checkpoint["state_dict"])
+        except (LipschitzError, MisconfigurationException):
+            return False  # what cannot be read has no certificate, and is saved all the same
+        finally:
+            if self._closed:
+                watched.rest()
+        return digest == certificate.network_digest
+
     def subject(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate) -> Subject:
         """What a report can say of the weights as they are now. No other rank is needed."""
         watched = self._watched
@@ -162,6 +184,8 @@ class Session:
             self._watched.inputs.disarm()
 
     def close(self) -> None:
-        """After a fit that went well."""
-        self.stop_listening()
+        """After a fit that went well: nothing of the model is kept."""
+        if self._watched is not None:
+            self._watched.rest()
+        self._warm_start, self._closed = None, True
         self._ranks.close()

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -86,14 +82,3 @@ def deployed(trainer: Trainer, pl_module: LightningModule) -> nn.Module:
     """The model whose weights a full checkpoint of this moment holds under ``state_dict``."""
     average = averaged_model(trainer)
     return pl_module if average is None else average.module
-
-
-def holds(checkpoint: Mapping[str, Any], root: nn.Module) -> bool:
-    """Whether the weights in the checkpoint are those of ``root``.
-
-    They need not be: ``WeightAveraging`` puts its average there in a callback hook, which ``save_weights_only=True``
-    skips; and a callback that constrains weights writes other ones than it trains.
-    """
-    saved = checkpoint["state_dict"]
-    tensors = ((saved[name], value) for name, value in root.state_dict().items() if name in saved)
-    return all(torch.equal(mine.to(value.device), value) for mine, value in tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,7 +17,6 @@ from lightning_lipschitz.callbacks._gate import Gate
 from lightning_lipschitz.callbacks._labels import choose_prefix
 from lightning_lipschitz.callbacks._ranks import Ranks
 from lightning_lipschitz.callbacks._report import Report, Values
-from lightning_lipschitz.callbacks._stamp import to_plain
 from lightning_lipschitz.callbacks._target import refuse_sharded
 from lightning_lipschitz.callbacks._written import Author
 from lightning_lipschitz.certificate import Certificate
@@ -57,6 +57,7 @@ class ConstrainedTraining(Callback):
         self.history: list[dict[str, Any]] = []
         self.certificate: Certificate | None = None
         self._fit: Fit | None = None
+        self._gate: Gate | None = None  # outlives the fit
         self._warned: set[str] = set()
         self._report = Report(self.base, self.prog_bar, None)
 
@@ -65,6 +66,8 @@ class ConstrainedTraining(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        if self._gate is not None:
+            self._gate.remove()  # of a fit that broke off before it began
         self._begin()
         owner = type(self).__name__
         refuse_sharded(trainer, owner)
@@ -73,8 +76,9 @@ class ConstrainedTraining(Callback):
         self._report = Report(prefix, self.prog_bar, None)
         weights, ranks = ConstrainedWeights(self.module, owner, self.max_lipschitz), Ranks(trainer)
         author = Author(weights, self.max_lipschitz)
-        self._fit = Fit(weights, author, ranks, Gate(trainer, pl_module, weights, author, ranks, prefix))
-        self._fit.gate.install(trainer)
+        self._gate = Gate(trainer, weights, author, ranks, prefix)
+        self._gate.install(trainer, pl_module)
+        self._fit = Fit(weights, author, ranks, self._gate)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._fit is None:
@@ -128,15 +132,16 @@ class ConstrainedTraining(Callback):
             self._report.write(trainer, self._record(fit, trainer, self.certificate))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # The gate stays: ModelCheckpoint may save after this.
+        # Whoever saves after this does it by the Trainer, and passes the gate there.
         if self._fit is not None:
             self._fit.gate.after_validation()
+            self._fit.gate.remove()
             self._fit.weights.stop_listening()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self._fit is not None:
             self._fit.gate.remove()
-            self._fit.weights.stop_listening()
+            self._fit.weights.rest()
             self._fit.ranks.close()
             self._fit = None
 
@@ -193,10 +198,11 @@ class ConstrainedTraining(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = [dict(record) for record in state_dict["history"]]
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        # After the fit the gate is gone, and the module is what was certified.
-        if self._fit is None and self.certificate is not None:
-            checkpoint[self._report.prefix] = to_plain(self.certificate)
+    only_looks_on = False
+
+    def around_save(self, trainer: Trainer, pl_module: LightningModule) -> AbstractContextManager[None]:
+        """What stands around every save of the Trainer, see :class:`~lightning_lipschitz.callbacks._saver.Saver`."""
+        return nullcontext() if self._gate is None else self._gate.around_save(pl_module)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Outside of ``fit``, what is written is what counts: ``WeightAveraging`` would go back to training weights."""
@@ -206,7 +212,7 @@ class ConstrainedTraining(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what points into the run."""
-        state = self.__dict__ | {"_fit": None}
+        state = self.__dict__ | {"_fit": None, "_gate": None}
         return {name: value for name, value in state.items() if name not in ("log", "log_dict")}
 
 

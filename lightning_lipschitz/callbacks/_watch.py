@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from lightning_lipschitz._lightning import LightningModule, MisconfigurationException
+from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, isolate_rng
 from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.lower import steepest_pair
 from lightning_lipschitz.callbacks._inputs import InputCapture
 from lightning_lipschitz.callbacks._target import find_target, uncompiled
+from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.extraction.structured import RoutedExtractor, StructuredExtractor
+from lightning_lipschitz.extraction.undisturbed import undisturbed
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.structured import Graph
 
@@ -65,6 +69,28 @@ class Watched:
                 f" `example_input_array` in the LightningModule, or name a submodule: `{self._owner}(module=...)`."
             )
 
+    def ask(self, model: LightningModule) -> None:
+        """Have the model say what the submodule reads, if it was not called yet and has an ``example_input_array``."""
+        example = getattr(model, "example_input_array", None)
+        if self.inputs.arguments is not None or example is None:
+            return
+        example = tree_map(lambda each: each.to(model.device) if isinstance(each, Tensor) else each, example)
+        arguments = example if isinstance(example, tuple) else () if isinstance(example, dict) else (example,)
+        with isolate_rng(include_cuda=torch.cuda.is_initialized()), undisturbed(model):  # type: ignore[no-untyped-call]
+            self.listen(model)
+            try:
+                model(*arguments, **(example if isinstance(example, dict) else {}))
+            except Exception as error:
+                what = f"the `example_input_array` of `{type(model).__name__}` is not what its `forward` takes"
+                raise LipschitzError(f"{what}: {type(error).__name__}: {error}") from error
+            finally:
+                self.inputs.disarm()
+
+    def rest(self) -> None:
+        """Let go of the model; its input stays known."""
+        self.inputs.disarm()
+        self._extractor = self._traced = None
+
     def trace(self, root: nn.Module) -> bool:
         """Trace the submodule inside ``root``; False if no example input was seen yet.
 
@@ -78,6 +104,21 @@ class Watched:
     def network(self, root: nn.Module) -> Network | Graph:
         """The submodule inside ``root``, with its weights as they are now."""
         return self.reader(root).network()
+
+    def digest(self, root: nn.Module, state_dict: Mapping[str, Tensor]) -> str | None:
+        """Of the network that the submodule inside ``root`` would be with the weights of a file of ``root``; None if
+        the file does not hold all of them.
+
+        Raises:
+            LipschitzError: it cannot be certified.
+        """
+        target = uncompiled(find_target(root, self.name))
+        path = next(name for name, module in root.named_modules() if module is target)
+        prefix = f"{path}." if path else ""
+        names = target.state_dict(keep_vars=True).keys()
+        if any(prefix + name not in state_dict for name in names):
+            return None
+        return self.reader(root).extract({name: state_dict[prefix + name] for name in names}).network.digest
 
     def lower_bound(self, root: nn.Module, time_limit: float) -> float:
         """A sampled lower bound, from the last inputs seen; with random numbers of its own. In so many seconds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,13 +20,13 @@ from lightning_lipschitz.callbacks._arguments import (
     require_positive,
     require_radii,
 )
+from lightning_lipschitz.callbacks._hooks import Gates
 from lightning_lipschitz.callbacks._measure import Record, Settings
 from lightning_lipschitz.callbacks._page import Options, check_path, check_siblings, write_report
-from lightning_lipschitz.callbacks._report import Report
+from lightning_lipschitz.callbacks._report import Report, attached
 from lightning_lipschitz.callbacks._session import Session
-from lightning_lipschitz.callbacks._shipped import constrained, settle, shipped
-from lightning_lipschitz.callbacks._stamp import SaveGate, from_plain, to_plain
-from lightning_lipschitz.callbacks._target import holds
+from lightning_lipschitz.callbacks._shipped import settle
+from lightning_lipschitz.callbacks._stamp import from_plain, to_plain
 from lightning_lipschitz.certificate import Certificate
 
 
@@ -144,7 +145,7 @@ class LipschitzCallback(Callback):
         self.certificate: Certificate | None = None
         self._report = Report("lipschitz", self.prog_bar, self.max_lipschitz)
         self._session: Session | None = None
-        self._gate: SaveGate | None = None
+        self._gates: Gates | None = Gates(self._stamp)
         self._first_epoch: int | None = None
         self._accuracy = ValidationAccuracy(self.certified_radii, self.module, keep=self._keeps_predictions())
 
@@ -166,8 +167,8 @@ class LipschitzCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Here and not in setup: after every other gate, to see what is written in the end.
-        self._gate = SaveGate(pl_module, self._on_every_save)
-        self._gate.install()
+        if self._gates is not None:
+            self._gates.install(trainer, pl_module)
         if self._session is not None:
             self._session.start(trainer, pl_module)
 
@@ -204,7 +205,8 @@ class LipschitzCallback(Callback):
         self._accuracy.see(trainer, pl_module, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._accuracy.log(pl_module, self._report.prefix)
+        with attached(pl_module, trainer):
+            self._accuracy.log(pl_module, self._report.prefix)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         settle(trainer)
@@ -226,18 +228,21 @@ class LipschitzCallback(Callback):
             write_report(trainer, pl_module, session, self.certificate, self._accuracy, options)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # The gate stays: ModelCheckpoint may save after this.
+        # Whoever saves after this does it by the Trainer.
+        self._leave()
         if self._session is not None:
             self._session.stop_listening()
+
+    def _leave(self) -> None:
+        if self._gates is not None:
+            self._gates.remove()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if self._gate is not None:
-            self._gate.remove()
+        self._leave()
         if self._session is not None:
             self._session.close()
-        self._session = self._gate = None
 
     # What a hook decides
 
@@ -271,26 +276,18 @@ class LipschitzCallback(Callback):
         certificate = state_dict["certificate"]
         self.certificate = None if certificate is None else from_plain(certificate)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._gate is None:  # after the fit
-            self._stamp(checkpoint)
+    only_looks_on = True
 
-    def _on_every_save(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        trainer = pl_module.trainer
-        if self not in trainer.callbacks or not trainer.is_global_zero:  # type: ignore[attr-defined]
-            return
-        if constrained(trainer) and not (self._session is not None and self._session.is_measured(trainer)):
-            return  # a file under a bound has a certificate of its own; an older one beside it would not hold
-        with shipped(trainer, pl_module) as root:
-            written = holds(checkpoint, root)
-        if written:
-            self._stamp(checkpoint)
+    def around_save(self, trainer: Trainer, pl_module: LightningModule) -> AbstractContextManager[None]:
+        """What stands around every save of the Trainer, see :class:`~lightning_lipschitz.callbacks._saver.Saver`."""
+        return nullcontext() if self._gates is None else self._gates.around_save(pl_module)
 
-    def _stamp(self, checkpoint: dict[str, Any]) -> None:
-        if self.certificate is not None:
-            checkpoint[self._report.prefix] = to_plain(self.certificate)
+    def _stamp(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        certificate, session = self.certificate, self._session
+        if certificate is not None and session is not None and session.certifies(certificate, pl_module, checkpoint):
+            checkpoint[self._report.prefix] = to_plain(certificate)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what points into the run: the Trainer's methods, the trace, the gate, the process group."""
-        state = self.__dict__ | {"_session": None, "_gate": None}
+        state = self.__dict__ | {"_session": None, "_gates": None}
         return {name: value for name, value in state.items() if name not in ("log", "log_dict")}
