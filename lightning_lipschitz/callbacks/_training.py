@@ -88,6 +88,9 @@ class ConstrainedTraining(Callback):
         self._fit.weights.start(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if pl_module._trainer is not trainer:
+            # Another Trainer has run on the module in a hook. Lightning would call *its* hooks before optimizer steps.
+            pl_module.trainer = trainer
         if self._fit is not None and not self._fit.weights.traced:
             self._fit.batch = batch
 
