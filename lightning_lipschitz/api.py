@@ -16,7 +16,7 @@ from lightning_lipschitz.bounds.composed import certify_graph
 from lightning_lipschitz.bounds.lower import LowerBound, steepest_pair
 from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import MapLike, Method, Settings, Solver, require_solver
-from lightning_lipschitz.certificate import AnyProof, Certificate, Composition, Status, prove, prove_composition
+from lightning_lipschitz.certificate import Certificate, Composition, Status, mark_proved, prove_any
 from lightning_lipschitz.errors import ArgumentError, CertificateError, SolverError
 from lightning_lipschitz.extraction import Extractor, Input, Output, input_of, part, submodule
 from lightning_lipschitz.extraction.structured import RoutedExtractor, StructuredExtractor
@@ -126,7 +126,7 @@ def verify(
     """Prove the certificate's bound again, on the model at hand.
 
     Args:
-        certificate: of :func:`certify` or ``Certificate.load``.
+        certificate: of :func:`certify` or ``Certificate.load``; it is no longer ``unverified`` afterwards.
         model: as in :func:`certify`.
         example_input: as in :func:`certify`.
         slopes: as in :func:`certify`.
@@ -155,11 +155,12 @@ def verify(
             f"the certificate belongs to another network: its digest is {certificate.network_digest[:12]}..., "
             f"that of the model at hand {network.digest[:12]}.... Certify this model."
         )
-    bound = _proved(network, certificate.proof)
+    bound = prove_any(network, certificate.proof)
     if bound is None or not bound <= certificate.upper_bound:
         raise CertificateError(
             f"the proof of the bound {certificate.upper_bound!r} does not hold; the file may be damaged."
         )
+    mark_proved(certificate)
     return certificate.upper_bound
 
 
@@ -219,12 +220,6 @@ def lower_bound(
     generator = torch.Generator().manual_seed(seed)
     begin = start.flatten(1).to(device)
     return steepest_pair(function, begin, steps=steps, pairs=pairs, generator=generator, clock=clock)
-
-
-def _proved(network: Network | Graph, proof: AnyProof) -> float | None:
-    if isinstance(network, Graph):
-        return prove_composition(network, proof) if isinstance(proof, Composition) else None
-    return None if isinstance(proof, Composition) else prove(network, proof)
 
 
 def read(

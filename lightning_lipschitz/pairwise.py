@@ -17,7 +17,7 @@ from lightning_lipschitz.bounds.pairwise import Pair, difference, pairs, shared_
 from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import Method, Settings, Solver, require_solver
 from lightning_lipschitz.bounds.signing import sign
-from lightning_lipschitz.certificate import AnyProof, Certificate, Composition, Multipliers, Proof, prove
+from lightning_lipschitz.certificate import AnyProof, Certificate, Composition, Multipliers, Proof, mark_proved, prove
 from lightning_lipschitz.certificate.floating_point import round_up, sqrt_up
 from lightning_lipschitz.errors import ArgumentError, CertificateError, SolverError
 from lightning_lipschitz.network import Array, Network
@@ -77,6 +77,7 @@ class PairwiseBounds:
             bound = _sqrt2_times(whole) if proof is None else prove(difference(network, (i, j)), proof)
             if bound is None or not bound <= self.matrix[i, j]:
                 raise CertificateError(f"the proof of the bound of output {i} less output {j} does not hold.")
+        mark_proved(self.whole)
         return self.matrix
 
     def __getstate__(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import ref
@@ -10,6 +11,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from lightning_lipschitz import api
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, Trainer, isolate_rng
 from lightning_lipschitz.callbacks._hooks import Checkpoint
 from lightning_lipschitz.callbacks._measure import Measurement, Settings, measure
@@ -18,8 +20,8 @@ from lightning_lipschitz.callbacks._saver import Saver
 from lightning_lipschitz.callbacks._shipped import shipped
 from lightning_lipschitz.callbacks._target import averaged_model, deployed, refuse_sharded
 from lightning_lipschitz.callbacks._watch import Watched
-from lightning_lipschitz.certificate import Certificate
-from lightning_lipschitz.errors import LipschitzError
+from lightning_lipschitz.certificate import Certificate, mark_proved
+from lightning_lipschitz.errors import CertificateError, LipschitzError
 from lightning_lipschitz.extraction.result import Extraction
 from lightning_lipschitz.report import Subject
 
@@ -133,21 +135,30 @@ class Session:
         return result.without_state()
 
     def is_of(self, certificate: Certificate, trainer: Trainer, pl_module: LightningModule) -> bool:
-        """Whether the certificate speaks about the weights as they are now."""
-        return self._once(lambda: self._digest(trainer, pl_module)) in (certificate.network_digest, None)
+        """Whether the certificate speaks about the weights as they are now; one from a checkpoint is proved again."""
+        outcome = self._once(lambda: self._holds(certificate, trainer, pl_module))
+        if outcome is True:
+            mark_proved(certificate)  # on every rank
+        return outcome is True
 
-    def _digest(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
+    def _holds(self, certificate: Certificate, trainer: Trainer, pl_module: LightningModule) -> bool:
         if self._watched is None:
-            return None
+            return not certificate.unverified
         with shipped(trainer, pl_module) as root:
-            return self._watched.network(root).digest
+            network = self._watched.network(root)
+        if network.digest != certificate.network_digest:
+            return False
+        if certificate.unverified:
+            with suppress(CertificateError):
+                api.verify(certificate, network)
+        return not certificate.unverified
 
     def certifies(self, certificate: Certificate, pl_module: LightningModule, checkpoint: Checkpoint) -> bool:
         """Whether the certificate speaks about the weights in a checkpoint, in a fit or after it. No collective."""
         trainer, watched = self._trainer(), self._watched
         if trainer is None or watched is None or not trainer.is_global_zero or Saver.of(trainer).verbatim:
             return False
-        if not (checkpoint.get("state_dict") and self.is_measured(trainer)):
+        if certificate.unverified or not (checkpoint.get("state_dict") and self.is_measured(trainer)):
             return False
         try:
             with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]

@@ -28,7 +28,7 @@ class Certificate:
     Attributes:
         upper_bound: l2 output change per l2 input change; verified (see :mod:`lightning_lipschitz.certificate.verify`)
             if ``certified``.
-        certified: whether the kernel signed it.
+        certified: whether the kernel signed it; of one that was read from a file, whether the file says so.
         status: how the search ended.
         method: "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", "lipsdp-network" or
             "composed" (of a structured graph, node by node).
@@ -40,6 +40,8 @@ class Certificate:
         state: what the solver can start from next time; kept in memory only.
         network_digest: SHA-256 of the network, or of the structured graph, it speaks about.
         proof: what proves the bound; None if not certified.
+        unverified: whether it was read from a file or a checkpoint and not proved since, by
+            :func:`lightning_lipschitz.verify`. Until then it is a claim, and no radius and no report comes from it.
     """
 
     upper_bound: float
@@ -55,6 +57,7 @@ class Certificate:
     epoch: int | None = None
     global_step: int | None = None
     state: Any = field(default=None, repr=False)
+    unverified: bool = field(default=False, repr=False)
 
     def at(self, epoch: int, global_step: int) -> Certificate:
         """The same certificate, dated."""
@@ -62,12 +65,13 @@ class Certificate:
 
     def summary(self) -> dict[str, Any]:
         """The scalar fields as plain Python values, ready for JSON."""
-        scalars = {name: value for name, value in vars(self).items() if name not in ("proof", "state", "status")}
+        scalars = {name: value for name, value in vars(self).items() if name not in ("status", *_NOT_SCALAR)}
         return scalars | {"status": self.status.name}
 
     def sentence(self, of: str = "") -> str:
         """One line for a person; ``of`` says whose bound it is."""
-        kind = f"upper bound{of and ' of '}{of}, verified" if self.certified else "NOT a bound"
+        standing = "read from a file and NOT proved since" if self.unverified else "verified"
+        kind = f"upper bound{of and ' of '}{of}, {standing}" if self.certified else "NOT a bound"
         gap = "" if self.relative_gap is None else f", relative gap {self.relative_gap:.1e}"
         how = f"{kind}; {self.method} by {self.solver}{gap}; {self.seconds:.2f} s"
         return f"{self.upper_bound!r}  ({how}). {self.status.value}"
@@ -95,7 +99,7 @@ class Certificate:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Certificate:
         """Read a file written by :meth:`save`. What it claims is checked by :func:`lightning_lipschitz.verify`, not
-        here.
+        here: until then it is ``unverified``.
 
         Raises:
             CertificateError: the file is not a certificate, or is damaged.
@@ -128,7 +132,7 @@ class Certificate:
         proof = decode(record["proof"], arrays) if "proof" in record else None
         if scalars["certified"] and proof is None:
             raise ValueError("it is certified and has no proof")
-        return cls(**scalars, proof=proof)
+        return cls(**scalars, proof=proof, unverified=True)
 
     def _arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         if self.proof is None:
@@ -139,11 +143,16 @@ class Certificate:
         return {"header": packed} | {f"values_{k}": array for k, array in enumerate(values)}
 
 
+_NOT_SCALAR = ("proof", "state", "unverified")
+
+
 def _header(archive: Archive) -> dict[str, Any]:
     packed = archive.read("header", _LONGEST_HEADER)
     header = json.loads(packed.tobytes().decode()) if packed.dtype == np.uint8 else None
     if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
         raise ValueError(f"the format is not {FORMAT!r}")
-    if unknown := set(header) - {field.name for field in fields(Certificate) if field.name != "state"}:
+    if unknown := set(header) - {
+        field.name for field in fields(Certificate) if field.name not in ("state", "unverified")
+    }:
         raise ValueError(f"unknown entries {sorted(unknown)[:3]}")
     return header

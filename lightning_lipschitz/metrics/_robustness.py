@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_lipschitz.certificate import Certificate
-from lightning_lipschitz.errors import ArgumentError, CertificateError
+from lightning_lipschitz.certificate import Certificate, require_proved
+from lightning_lipschitz.errors import ArgumentError
 from lightning_lipschitz.functional.robustness import certified_radius
 from lightning_lipschitz.metrics._apart import Apart
 from lightning_lipschitz.pairwise import PairwiseBounds
@@ -58,9 +58,10 @@ class RadiusMetric(Apart):
 
 def _constant(value: Lipschitz) -> Tensor:
     if isinstance(value, Certificate):
-        if not value.certified:
-            raise CertificateError(f"this result proves nothing and gives no certified radius: {value.status.value}")
+        require_proved(value, _NO_RADIUS)
         return torch.tensor(value.upper_bound, dtype=torch.float64)
+    if isinstance(value, PairwiseBounds):
+        require_proved(value.whole, _NO_RADIUS)
     array = value.matrix if isinstance(value, PairwiseBounds) else value
     try:
         constant = _double(array)
@@ -91,6 +92,7 @@ def _lists(*tensors: Tensor) -> list[list[Any]]:
     return [tensor.flatten().tolist() for tensor in tensors]
 
 
+_NO_RADIUS = "no certified radius comes from it"
 _ACCEPTED = "a bound >= 0, a square matrix of such bounds, a Certificate or PairwiseBounds"
 
 

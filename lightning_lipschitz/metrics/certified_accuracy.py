@@ -34,7 +34,7 @@ class CertifiedAccuracy(RadiusMetric):
 
     Raises:
         ArgumentError, ShapeError: arguments that cannot be used, or no constant at the first update.
-        CertificateError: a certificate that is not certified.
+        CertificateError: a certificate that is not certified, or was read from a file and not verified since.
 
     Example:
         >>> metric = CertifiedAccuracy(radius=0.5, lipschitz=2.0)

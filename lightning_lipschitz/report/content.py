@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_lipschitz.bounds.lower import steepest_pair
-from lightning_lipschitz.certificate import Certificate
+from lightning_lipschitz.certificate import Certificate, require_proved
 from lightning_lipschitz.errors import CertificateError, LipschitzError
 from lightning_lipschitz.extraction.function import torch_function
 from lightning_lipschitz.extraction.result import Extraction
@@ -91,11 +91,10 @@ def gather(subject: Subject, *, time_limit: float | None = 60.0) -> Content:
         time_limit: seconds for the searches, half for the layers and half for the pairs; proving is not limited.
 
     Raises:
-        CertificateError: the certificate is not a certified one, or of another network.
+        CertificateError: the certificate is not a certified one, not proved since it was read, or of another network.
     """
     certificate = subject.certificate
-    if not certificate.certified:
-        raise CertificateError(f"there is no bound to report: {certificate.status.value}")
+    require_proved(certificate, "there is no bound to report")
     if certificate.network_digest != subject.network.digest:
         raise CertificateError("the certificate belongs to another network than the one to be reported. Certify it.")
     why_not = dict(subject.why_not)
