@@ -92,7 +92,10 @@ def backward(network: Network) -> Multipliers | None:
         r = max(_largest_eigenvalue(-blocks[k, k]) if (k, k) in blocks else 0.0, floor)
         c = 0.5 * (1.0 + SLACK) * (r + _backward_pivot(layer, r, coupled=any(j == k and i < k for i, j in blocks)))
         values.insert(0, np.full(layer.size, c))
-        _eliminate(blocks, k, layer, c)
+        try:
+            _eliminate(blocks, k, layer, c)
+        except np.linalg.LinAlgError:  # no output reads the layer, or so little of it that c rounds to zero
+            return None
     rho = _largest_eigenvalue(-blocks[0, 0]) * (1.0 + SLACK) if (0, 0) in blocks else 0.0
     return Multipliers(rho, tuple(values)) if np.isfinite(rho) and rho > 0 else None
 

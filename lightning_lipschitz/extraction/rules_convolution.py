@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lightning_lipschitz.extraction.images import require_batch
 from lightning_lipschitz.extraction.registry import Context, rule
 from lightning_lipschitz.extraction.rules_arithmetic import PRODUCT
 from lightning_lipschitz.extraction.rules_matrix import apply_weight
@@ -63,6 +64,7 @@ def convolution(
     """Each group of channels by its own part of the weight."""
     if isinstance(weight, Traced):
         raise context.unsupported("never", PRODUCT)
+    require_batch(x.index, weight)
     kernel = weight.shape[2:]
     stride, dilation = spread(stride, len(kernel)), spread(dilation, len(kernel))
     x = padded(context, x, padding_of(padding, kernel, dilation))
@@ -92,6 +94,7 @@ def transposed_convolution(
     """A convolution of the input, ``stride - 1`` zeros between its entries, with the reflected kernels."""
     if isinstance(weight, Traced):
         raise context.unsupported("never", PRODUCT)
+    require_batch(x.index, weight)
     kernel = weight.shape[2:]
     dims = len(kernel)
     stride, padding, extra, dilation = (spread(each, dims) for each in (stride, padding, output_padding, dilation))
@@ -103,6 +106,25 @@ def transposed_convolution(
     parts = [part.transpose(0, 1) for part in context.constant(weight).chunk(groups)]
     flipped = torch.cat(parts).flip(list(range(2, 2 + dims)))
     return convolution(context, padded(context, x, border), flipped, bias, 1, 0, dilation, groups)
+
+
+@rule("convolution")
+def any_convolution(
+    context: Context,
+    x: Traced,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    is_transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Any:
+    """The operator behind all of them."""
+    if is_transposed:
+        return transposed_convolution(context, x, weight, bias, stride, padding, output_padding, groups, dilation)
+    return convolution(context, x, weight, bias, stride, padding, dilation, groups)
 
 
 def _dilated(context: Context, x: Traced, axis: int, step: int) -> Traced:

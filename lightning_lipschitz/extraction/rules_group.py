@@ -24,7 +24,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from lightning_lipschitz.extraction.registry import Context, Units, rule
 from lightning_lipschitz.extraction.rules_activation import new_layer
-from lightning_lipschitz.extraction.rules_arithmetic import neg
+from lightning_lipschitz.extraction.rules_arithmetic import maximum, minimum, neg
 from lightning_lipschitz.extraction.slopes import Slopes
 from lightning_lipschitz.extraction.traced import Traced
 from lightning_lipschitz.network import Array
@@ -141,15 +141,19 @@ def amin(context: Context, x: Traced, dim: Any = (), keepdim: bool = False) -> T
 
 
 @rule("max")
-def max_(context: Context, x: Traced, dim: int, keepdim: bool = False) -> tuple[Traced, None]:
-    """The values; the positions jump and have no rule."""
-    return amax(context, x, dim, keepdim), None
+def max_(context: Context, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    """Of two tensors; of all entries; or along a dimension, the values (the positions jump and have no rule)."""
+    if isinstance(dim, (Traced, torch.Tensor)):
+        return maximum(context, x, dim)
+    return amax(context, x) if dim is None else (amax(context, x, dim, keepdim), None)
 
 
 @rule("min")
-def min_(context: Context, x: Traced, dim: int, keepdim: bool = False) -> tuple[Traced, None]:
-    """The values; the positions jump and have no rule."""
-    return amin(context, x, dim, keepdim), None
+def min_(context: Context, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    """Of two tensors; of all entries; or along a dimension, the values (the positions jump and have no rule)."""
+    if isinstance(dim, (Traced, torch.Tensor)):
+        return minimum(context, x, dim)
+    return amin(context, x) if dim is None else (amin(context, x, dim, keepdim), None)
 
 
 @rule("sort")
@@ -183,3 +187,13 @@ def vector_norm(
     if ord != 2:
         raise context.unsupported("not yet", "Only the l2 norm has a rule.")
     return _reduced(context, x, dim, keepdim, lambda y: torch.linalg.vector_norm(y, dim=-1, keepdim=True))
+
+
+@rule("linalg_norm")
+def norm(
+    context: Context, x: Traced, ord: Any = None, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> Traced:
+    """The l2 norm of vectors, the Frobenius norm of matrices."""
+    if ord is not None and not isinstance(dim, int) and len(dim or ()) != 1:
+        raise context.unsupported("not yet", "Of a matrix, only the Frobenius norm has a rule: leave `ord` out.")
+    return vector_norm(context, x, 2 if ord is None else ord, dim, keepdim)

@@ -43,8 +43,9 @@ def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Traced:
     """``x W' + b`` along the last dimension."""
     if isinstance(weight, Traced) or isinstance(bias, Traced):
         raise context.unsupported("never" if isinstance(weight, Traced) else "not yet", PRODUCT)
-    offsets = None if bias is None else context.constant(bias).numpy()
-    return apply_weight(x, context.constant(weight).numpy(), offsets)
+    rows = context.constant(weight).numpy()
+    offsets = None if bias is None else np.broadcast_to(context.constant(bias).numpy(), rows.shape[:1])
+    return apply_weight(x, rows, offsets)
 
 
 @rule("matmul", "mm", "mv")

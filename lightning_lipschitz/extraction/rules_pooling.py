@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightning_lipschitz.extraction.images import each_channel
 from lightning_lipschitz.extraction.registry import Context, rule
 from lightning_lipschitz.extraction.rules_arithmetic import div
 from lightning_lipschitz.extraction.rules_convolution import padded, spread, windows_of
@@ -28,7 +29,6 @@ def _reach(lengths: Sequence[int], outputs: Sequence[int], geometry: Any) -> lis
     return sides
 
 
-@rule("avg_pool1d", "avg_pool2d", "avg_pool3d")
 def average_pool(
     context: Context,
     x: Traced,
@@ -59,16 +59,16 @@ def _counted(
 
     Asked of the operator itself: the mean of ones, zeros around, is their quotient.
     """
-    dims = len(kernel)
-    ones = torch.ones(1, 1, *[1] * (3 - dims), *lengths, dtype=torch.float64)
-    size, step, side = ([*[fill] * (3 - dims), *given] for fill, given in ((1, kernel), (1, stride), (0, sides)))
-    means = torch.ops.aten.avg_pool3d(ones, size, step, side, ceil, pads)
-    volume = torch.ops.aten.avg_pool3d(ones, size, step, side, ceil, pads, 1)
-    shape = volume.shape[2 + 3 - dims :]
+    dims = max(len(kernel), 2)
+    ones = torch.ones(1, 1, *[1] * (dims - len(kernel)), *lengths, dtype=torch.float64)
+    size, step, side = ([fill] * (dims - len(kernel)) + given for fill, given in ((1, kernel), (1, stride), (0, sides)))
+    pool = torch.ops.aten.avg_pool3d if dims == 3 else torch.ops.aten.avg_pool2d  # the former wants larger images
+    means = pool(ones, size, step, side, ceil, pads)
+    volume = pool(ones, size, step, side, ceil, pads, 1)
+    shape = volume.shape[2 + dims - len(kernel) :]
     return volume.reshape(shape).round(), (volume / means).round().reshape(shape)
 
 
-@rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d")
 def adaptive_average_pool(context: Context, x: Traced, output_size: Any) -> Any:
     """The mean of every window; they may be of unequal size and overlap."""
     for axis, windows in enumerate(_adaptive(x.index.shape[2:], output_size), start=2):
@@ -89,7 +89,6 @@ def _adaptive(lengths: Sequence[int], output_size: Any) -> list[Array]:
     return found
 
 
-@rule("max_pool1d", "max_pool2d", "max_pool3d")
 def max_pool(
     context: Context,
     x: Traced,
@@ -134,13 +133,11 @@ def _largest(y: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     return torch.where(inside > 0, y, -torch.inf).amax(-1, keepdim=True)
 
 
-@rule("max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d_with_indices")
 def max_pool_with_indices(context: Context, x: Traced, *args: Any, **kwargs: Any) -> tuple[Any, None]:
     """The values; the positions jump and have no rule."""
     return max_pool(context, x, *args, **kwargs), None
 
 
-@rule("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
 def adaptive_max_pool(context: Context, x: Traced, output_size: Any) -> tuple[Any, None]:
     """One maximum after the other: along each dimension, over windows that may be of unequal size and overlap."""
     for axis, windows in enumerate(_adaptive(x.index.shape[2:], output_size), start=2):
@@ -155,3 +152,12 @@ def adaptive_max_pool(context: Context, x: Traced, output_size: Any) -> tuple[An
         )
         x = replace(result, index=result.index.movedim(-1, axis))
     return x, None
+
+
+for _dims in (1, 2, 3):
+    rule(f"avg_pool{_dims}d")(each_channel(_dims, average_pool))
+    rule(f"adaptive_avg_pool{_dims}d")(each_channel(_dims, adaptive_average_pool))
+    rule(f"max_pool{_dims}d")(each_channel(_dims, max_pool))
+    rule(f"max_pool{_dims}d_with_indices")(each_channel(_dims, max_pool_with_indices))
+    rule(f"adaptive_max_pool{_dims}d")(each_channel(_dims, adaptive_max_pool))
+rule("_adaptive_avg_pool2d")(each_channel(2, adaptive_average_pool))

@@ -204,7 +204,7 @@ def _register_filled(operator: str) -> None:
         return cast(torch.Tensor, getattr(torch.ops.aten, operator)(blank, *args, **kwargs))
 
 
-for _operator in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "fill"):
+for _operator in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "fill", "zero"):
     _register_filled(_operator)
 
 

@@ -8,6 +8,17 @@ from torch import nn
 
 from tests.models.building import of, randomized_norm
 
+
+def zeroed(x):
+    x = x.clone()
+    x[:, 0].zero_()
+    return x
+
+
+def conv_1d():
+    return nn.Conv1d(2, 3, 3)
+
+
 # Operators and options one by one, beyond those of CONVOLUTIONS.
 OPERATORS = {
     "conv3d": (lambda: nn.Conv3d(2, 2, 2, stride=(1, 2, 1), padding=1, dilation=(1, 1, 2), groups=2), (2, 3, 4, 4)),
@@ -56,5 +67,26 @@ OPERATORS = {
     "linear_by_factor": of(lambda m, x: F.interpolate(x, scale_factor=2.3, mode="linear"), (2, 5)),
     "trilinear": of(lambda m, x: F.interpolate(x, scale_factor=(2, 1.5, 1), mode="trilinear"), (1, 2, 4, 2)),
     "global_mean_and_max": of(lambda m, x: torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1), (2, 3, 3)),
+    "max_pool_of_vectors": of(lambda m, x: F.max_pool1d(x, 2, 1)),
+    "max_pool_of_a_matrix": of(lambda m, x: F.max_pool2d(x, 2, 1, return_indices=True)[0], (3, 4)),
+    "avg_pool_of_vectors": of(lambda m, x: F.avg_pool1d(x, 3, 2, 1, ceil_mode=True)),
+    "avg_pool_of_a_matrix": of(lambda m, x: F.avg_pool2d(x, 2, 1, divisor_override=3).relu(), (3, 4)),
+    "adaptive_pools_of_vectors": of(lambda m, x: F.adaptive_avg_pool1d(x, 2) - F.adaptive_max_pool1d(x, 2)),
+    "adaptive_avg_pool_of_a_matrix": of(lambda m, x: F.adaptive_avg_pool2d(x, (2, 3)), (3, 4)),
+    "avg_pool_larger_than_the_image": (lambda: nn.AvgPool1d(3, 2, 1, ceil_mode=True), (2, 1)),
+    "larger_of_two": of(lambda m, x: torch.max(x, 2 * x.flip(1)) - torch.min(torch.linspace(-1, 1, 5), x)),
+    "bias_is_a_number": of(lambda m, x: F.linear(x, m.a.weight, m.a.bias.sum()), a=lambda: nn.Linear(5, 3)),
+    "convolution": of(
+        lambda m, x: torch.convolution(x, m.a.weight, None, [2], [1], [1], False, [0], 1), (2, 5), a=conv_1d
+    ),
+    "convolution_back": of(
+        lambda m, x: torch.convolution(x, m.a.weight, None, [2], [0], [1], True, [1], 1), (3, 5), a=conv_1d
+    ),
+    "norms_of_matrices": of(
+        lambda m, x: torch.linalg.norm(x, dim=(1, 2), keepdim=True) + torch.linalg.norm(x, dim=1)[:, None], (2, 3)
+    ),
+    "zeros_in_place": of(lambda m, x: zeroed(x).tanh(), (2, 3)),
+    "padded_by_a_number": (lambda: nn.Sequential(nn.ConstantPad1d((1, 2), 0.7), nn.Tanh()), (2, 3)),
+    "nothing_is_left": of(lambda m, x: x.tanh() - x.tanh().mean(1, keepdim=True), (1,)),
     "sync_batch_norm": (lambda: randomized_norm(nn.SyncBatchNorm, 3), (3, 2)),
 }

@@ -79,6 +79,16 @@ REFUSED = {
     "position_in_batch": refused_function(
         lambda x: x + torch.arange(x.shape[0])[:, None], error=ExtractionError, says="samples of a batch"
     ),
+    "convolution without a batch": refused_function(
+        lambda x: F.conv1d(x, torch.ones(3, len(x), 2)), error=ExtractionError, says="samples of a batch"
+    ),
+    "transposed convolution without a batch": refused_function(
+        lambda x: F.conv_transpose1d(x, torch.ones(len(x), 3, 2)), error=ExtractionError, says="samples of a batch"
+    ),
+    "largest of all samples": refused_function(lambda x: x - x.max(), error=ExtractionError, says="samples of a batch"),
+    "spectral norm of values": refused_function(
+        lambda x: torch.linalg.norm(x[:, None], 2, dim=(1, 2)), verdict="not yet", says="Frobenius"
+    ),
     "batch_size": refused_function(lambda x: x * x.shape[0], error=ExtractionError, says="does not reproduce"),
     "batch_of_one": refused_function(
         lambda x: x * 2 if x.shape[0] > 1 else x, error=ExtractionError, says="does not reproduce"

@@ -12,6 +12,7 @@ The same trace as for the explicit route, walked with a registry of its own:
 from lightning_lipschitz.extraction.structured import (  # noqa: F401 - they register the rules
     rules_bounded,
     rules_convolution,
+    rules_group,
     rules_linear,
     rules_movement,
     rules_resampling,

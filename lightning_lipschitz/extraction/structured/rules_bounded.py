@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from lightning_lipschitz.certificate.floating_point import sqrt_up
+from lightning_lipschitz.extraction.images import each_channel
 from lightning_lipschitz.extraction.structured.registry import Context, rule
-from lightning_lipschitz.extraction.structured.rules_linear import scaled
+from lightning_lipschitz.extraction.structured.rules_linear import batch_norm, scaled
 from lightning_lipschitz.extraction.structured.value import Value
 from lightning_lipschitz.structured import Bounded
 
@@ -36,7 +37,7 @@ def bounded(context: Context, x: Value, shape: Sequence[int], kappa: float, func
     node = Bounded(sources=(context.builder.ordered(x),), size=math.prod(shape), kappa=kappa, name=context.name)
 
     def run(y: torch.Tensor) -> torch.Tensor:
-        return function(y.reshape(len(y), *inner)).flatten(1)
+        return function(y.reshape(len(y), *inner)).reshape(len(y), -1)
 
     return context.builder.whole(context.builder.add(node, None, run), shape)
 
@@ -52,7 +53,6 @@ def _busiest(length: int, kernel: int, stride: int, padding: int, dilation: int,
     return int(np.bincount(read[(read >= 0) & (read < length)], minlength=1).max())
 
 
-@rule("max_pool1d", "max_pool2d", "max_pool3d")
 def max_pool(
     context: Context,
     x: Value,
@@ -77,13 +77,11 @@ def max_pool(
     return bounded(context, x, (x.index.shape[1], *shape), sqrt_up(Fraction(overlap)), run)
 
 
-@rule("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices")
 def max_pool_with_indices(context: Context, x: Value, *args: Any, **kwargs: Any) -> tuple[Value, None]:
     """The same; where the largest entries were is not known."""
     return max_pool(context, x, *args, **kwargs), None
 
 
-@rule("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
 def adaptive_max_pool(context: Context, x: Value, output_size: Any) -> tuple[Value, None]:
     """The same with windows from floor(i n / m) to ceil((i + 1) n / m)."""
     lengths = x.index.shape[2:]
@@ -95,6 +93,12 @@ def adaptive_max_pool(context: Context, x: Value, output_size: Any) -> tuple[Val
         overlap *= int(np.bincount(np.concatenate(windows)).max())
     shape = (x.index.shape[1], *sizes)
     return bounded(context, x, shape, sqrt_up(Fraction(overlap)), lambda y: pool(y, sizes)), None
+
+
+for _dims in (1, 2, 3):
+    rule(f"max_pool{_dims}d")(each_channel(_dims, max_pool))
+    rule(f"max_pool{_dims}d_with_indices")(each_channel(_dims, max_pool_with_indices))
+    rule(f"adaptive_max_pool{_dims}d")(each_channel(_dims, adaptive_max_pool))
 
 
 @rule("softmax", "_softmax")
@@ -177,7 +181,7 @@ def instance_norm(
     eps: float,
     *_: Any,
 ) -> Value:
-    """By the statistics of every channel of a sample."""
+    """By the statistics of every channel of a sample; with running statistics it is a batch norm."""
     if not use_input_stats:
-        raise context.unsupported("replace", "With running statistics it is a BatchNorm: use that.")
+        return batch_norm(context, x, weight, bias, mean, variance, False, momentum, eps)
     return group_norm(context, x, x.index.shape[1], weight, bias, eps)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lightning_lipschitz.errors import ArgumentError
+from lightning_lipschitz.extraction.images import require_batch
 from lightning_lipschitz.extraction.structured.registry import PRODUCT, Context, rule
 from lightning_lipschitz.extraction.structured.value import Value
 from lightning_lipschitz.structured import Convolution
@@ -45,6 +46,7 @@ def convolution(
     """A convolution on zero padding; on circular padding, if that is what came before it."""
     if isinstance(weight, Value):
         raise context.unsupported("never", PRODUCT)
+    require_batch(x.index, weight)
     kernel = context.constant(weight).numpy()
     taps = kernel.shape[2:]
     stride, dilation = _spread(stride, len(taps)), _spread(dilation, len(taps))
@@ -112,6 +114,7 @@ def transposed(
     """The adjoint of the convolution with the same kernel that leads back."""
     if isinstance(weight, Value):
         raise context.unsupported("never", PRODUCT)
+    require_batch(x.index, weight)
     kernel = context.constant(weight).numpy()
     taps, lengths = kernel.shape[2:], x.index.shape[2:]
     stride, dilation, padding, extra = (_spread(v, len(taps)) for v in (stride, dilation, padding, output_padding))

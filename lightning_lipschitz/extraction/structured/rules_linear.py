@@ -147,8 +147,9 @@ def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Value:
     """``x W' + b`` along the last dimension."""
     if isinstance(weight, Value) or isinstance(bias, Value):
         raise context.unsupported("never" if isinstance(weight, Value) else "not yet", PRODUCT)
-    offsets = None if bias is None else context.constant(bias).numpy()
-    return apply_weight(context, x, context.constant(weight).numpy(), offsets)
+    rows = context.constant(weight).numpy()
+    offsets = None if bias is None else np.broadcast_to(context.constant(bias).numpy(), rows.shape[:1])
+    return apply_weight(context, x, rows, offsets)
 
 
 @rule("matmul", "mm", "mv")

@@ -99,7 +99,7 @@ def constant_pad_nd(context: Context, x: Value, pad: list[int], value: float = 0
     if len(pad) > 2 * entries.ndim:
         raise SampleMixing
     padded = torch.ops.aten.constant_pad_nd(entries, pad, -1)
-    bias = torch.where(padded < 0, float(context.constant(value)), 0.0).reshape(-1).double().numpy()
+    bias = torch.where(padded < 0, context.constant(value), 0.0).reshape(-1).numpy()
     return context.builder.whole(context.builder.selected(x, padded.numpy(), bias), padded.shape)
 
 
@@ -118,6 +118,7 @@ def where(context: Context, condition: Any, x: Any, y: Any) -> Value:
     """A choice by a known mask: the sum of what it leaves of both sides."""
     if isinstance(condition, Value):
         raise context.unsupported("never", "A choice that depends on the input jumps where it changes.")
+    condition = condition.bool()
     if not isinstance(x, Value) or not isinstance(y, Value):
         return _kept(context, condition, x, y) if isinstance(x, Value) else _kept(context, ~condition, y, x)
     parts = [_kept(context, condition, x, 0.0), _kept(context, ~condition, y, 0.0)]
@@ -188,7 +189,7 @@ def _register_filled(operator: str) -> None:
         return getattr(torch.ops.aten, operator)(blank, *args, **kwargs)
 
 
-for _operator in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "fill"):
+for _operator in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "fill", "zero"):
     _register_filled(_operator)
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, frobenius, product_up
+from lightning_lipschitz.extraction.images import each_channel
 from lightning_lipschitz.extraction.structured.registry import Context, rule
 from lightning_lipschitz.extraction.structured.value import Value
 from lightning_lipschitz.structured import Along
@@ -40,7 +41,6 @@ def _windows(spans: Sequence[tuple[int, int]], length: int, divisors: Sequence[f
     return matrix
 
 
-@rule("avg_pool1d", "avg_pool2d", "avg_pool3d")
 def average_pool(
     context: Context,
     x: Value,
@@ -77,7 +77,6 @@ def _spans(length: int, kernel: int, stride: int, padding: int, ceil_mode: bool)
     return [(start, min(start + kernel, length + padding)) for start in starts]
 
 
-@rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d")
 def adaptive_average_pool(context: Context, x: Value, output_size: Any) -> Value:
     """Windows from floor(i n / m) to ceil((i + 1) n / m)."""
     lengths = x.index.shape[2:]
@@ -105,6 +104,10 @@ def _register(operator: str, mode: str, corners: bool) -> None:
         return _separable(context, x, matrices, 0.0 if mode.startswith("nearest") else 16 * UNIT_ROUNDOFF)
 
 
+for _dims in (1, 2, 3):
+    rule(f"avg_pool{_dims}d")(each_channel(_dims, average_pool))
+    rule(f"adaptive_avg_pool{_dims}d")(each_channel(_dims, adaptive_average_pool))
+rule("_adaptive_avg_pool2d")(each_channel(2, adaptive_average_pool))
 for _dims, _linear in ((1, "linear"), (2, "bilinear"), (3, "trilinear")):
     _register(f"upsample_nearest{_dims}d", "nearest", corners=False)
     _register(f"_upsample_nearest_exact{_dims}d", "nearest-exact", corners=False)

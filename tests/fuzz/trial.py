@@ -1,0 +1,146 @@
+"""One program tried: read by both readings, bounded, and its slopes held against the bounds."""
+
+from __future__ import annotations
+
+import time
+import traceback
+import warnings
+from dataclasses import dataclass, field
+from unittest import mock
+
+import torch
+
+import lightning_lipschitz as ll
+from lightning_lipschitz.errors import LipschitzError
+from lightning_lipschitz.extraction import trace as tracing
+from tests.fuzz.quotients import sample
+
+ROUTES = {"explicit": "norm-product", "composed": "composed"}
+
+
+@dataclass
+class Outcome:
+    """What came of a program.
+
+    Args:
+        bounds: by route.
+        refusals: by route: the type of the error and its sentence.
+        findings: what must not be, in words.
+        skipped: why no slopes were sampled, where a bound was given.
+        largest: the largest share of a bound that a slope reached.
+    """
+
+    bounds: dict[str, float] = field(default_factory=dict)
+    refusals: dict[str, tuple[str, str]] = field(default_factory=dict)
+    findings: list[str] = field(default_factory=list)
+    skipped: str = ""
+    largest: float = 0.0
+    seconds: float = 0.0
+
+
+def attempt(program, tightest=False):
+    """Certify by every route and sample.
+
+    Args:
+        program: to try.
+        tightest: try "auto" too, which optimises.
+    """
+    outcome, begin = Outcome(), time.perf_counter()
+    model, example = program.model(), program.example()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    routes = ROUTES | ({"auto": "auto"} if tightest else {})
+    with _traced_once():
+        for route, method in routes.items():
+            try:
+                options = {"time_limit": 1.0} if method == "auto" else {}
+                outcome.bounds[route] = ll.certify(model, example, method=method, **options).upper_bound
+            except LipschitzError as error:
+                outcome.refusals[route] = (type(error).__name__, str(error))
+            except Exception as error:
+                told = "".join(traceback.format_exception(error)[-6:])
+                outcome.findings.append(f"{route}: {type(error).__name__} is no refusal: {told}")
+    after = model.state_dict()
+    if not all(torch.equal(each, after[name]) or each.isnan().any() for name, each in before.items()):
+        outcome.findings.append("certifying changed the model's tensors")
+    if outcome.bounds:
+        _hold(program, outcome)
+    outcome.seconds = time.perf_counter() - begin
+    return outcome
+
+
+def _hold(program, outcome):
+    """Slopes of the model in float64 against the bounds."""
+    double = program.in_double()
+
+    def function(x):
+        return double(x.clone()).reshape(len(x), -1).double()
+
+    generator = torch.Generator().manual_seed(program.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            pairs = sample(function, program.shape, generator)
+        except Exception as error:
+            outcome.skipped = f"{type(error).__name__}: {error}"
+            return
+        for route, bound in outcome.bounds.items():
+            if not bound >= 0:
+                outcome.findings.append(f"{route}: the bound is {bound}")
+            with torch.no_grad():
+                found = pairs.above(function, bound)
+            if found is not None:
+                slope, u, v = found
+                outcome.findings.append(
+                    f"{route}: slope {slope!r} is above the bound {bound!r} between\n{u.tolist()}\nand\n{v.tolist()}"
+                )
+    share = (pairs.rise / pairs.run).nan_to_num(0.0, 0.0, 0.0).max().item()
+    least = min(outcome.bounds.values())
+    outcome.largest = share / least if least > 0 else 0.0
+
+
+def _traced_once():
+    """One tracing for all readings of a model: it takes most of the time."""
+    known = {}
+
+    def once(model, *args, **kwargs):
+        key = id(model)
+        if key not in known:
+            try:
+                known[key] = tracing.trace(model, *args, **kwargs), None
+            except Exception as error:
+                known[key] = None, error
+        made, error = known[key]
+        if error is not None:
+            raise error
+        return made
+
+    rooms = ("extraction.extractor", "extraction.structured.extractor")
+    stack = [mock.patch(f"lightning_lipschitz.{room}.trace", once) for room in rooms]
+    return _Several(stack)
+
+
+class _Several:
+    def __init__(self, contexts):
+        self.contexts = contexts
+
+    def __enter__(self):
+        for each in self.contexts:
+            each.start()
+
+    def __exit__(self, *_):
+        for each in self.contexts:
+            each.stop()
+
+
+def smallest(program, wrong):
+    """The program without every step that can be left out while ``wrong(program)`` stays true."""
+    number = len(program.steps) - 1
+    while number >= 0:
+        shorter = program.without(number)
+        try:
+            if wrong(shorter):
+                program = shorter
+        except Exception:  # it does not run without this step
+            pass
+        number -= 1
+    return program
