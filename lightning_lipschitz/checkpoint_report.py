@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from lightning_lipschitz import api
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException
 from lightning_lipschitz.callbacks._accuracy import predict
+from lightning_lipschitz.callbacks._choice import Choice
 from lightning_lipschitz.callbacks._target import find_target
 from lightning_lipschitz.certificate import Certificate, Composition
 from lightning_lipschitz.checkpoint_files import certificates_of, prove_checkpoint, read_checkpoint
 from lightning_lipschitz.errors import ArgumentError, WeightFileError
-from lightning_lipschitz.extraction import Extractor, input_of
+from lightning_lipschitz.extraction import Extractor, input_of, part
 from lightning_lipschitz.extraction.result import Extraction
 from lightning_lipschitz.extraction.structured import StructuredExtractor
 from lightning_lipschitz.report import (
@@ -88,8 +89,8 @@ def report_checkpoint(
     if model is None:
         subject = _from_file(path, chosen, slopes, data)
     else:
-        part = state.module if module is None else module
-        subject = _from_model(path, certificates[chosen], part, _named("model", model), data)
+        state = state if module is None else replace(state, choice=replace(state.choice, module=module))
+        subject = _from_model(path, certificates[chosen], state, _named("model", model), data)
     why_not = subject.why_not if state.history else {**subject.why_not, "training": _no_history(state)}
     subject = replace(
         subject,
@@ -128,13 +129,14 @@ class _State:
     """Of one callback in a checkpoint: the kind of certificates that it writes, its submodule and its history."""
 
     kind: str
-    module: str
+    choice: Choice
     history: Sequence[Mapping[str, Any]]
     unreadable: int = 0
+    held: Any = None
 
     def wrote(self, key: str) -> bool:
         """Whether the certificate may be its own: the first instance of a kind has the plain key."""
-        return self.kind == key or f"{self.kind}/{self.module}" == key
+        return self.kind == key or f"{self.kind}/{self.choice.label}" == key
 
 
 def _states(checkpoint: Mapping[str, Any]) -> Iterator[_State]:
@@ -143,7 +145,8 @@ def _states(checkpoint: Mapping[str, Any]) -> Iterator[_State]:
         if isinstance(name, str) and isinstance(state, Mapping) and isinstance(state.get("history"), list):
             records = readable(state["history"])
             unreadable = len(state["history"]) - len(records)
-            yield _State(_KINDS.get(name.partition("{")[0], ""), _module_of(name), records, unreadable)
+            kind = _KINDS.get(name.partition("{")[0], "")
+            yield _State(kind, _choice_of(name), records, unreadable, state.get("held"))
 
 
 def _state(checkpoint: Mapping[str, Any], key: str, certificate: Certificate) -> _State:
@@ -154,18 +157,27 @@ def _state(checkpoint: Mapping[str, Any], key: str, certificate: Certificate) ->
     ]
     kind = [state for state in states if state.wrote(key)]
     found = [state for state in last if state in kind] or last or (kind if len(kind) == 1 else [])
-    return found[0] if found else _State("", key.partition("/")[2], ())
+    return found[0] if found else _State("", Choice(key.partition("/")[2]), ())
 
 
 _KINDS = {"LipschitzCallback": "lipschitz", "LipschitzADMM": "admm", "LipschitzBarrier": "barrier"}
 
 
-def _module_of(state_key: str) -> str:
+def _choice_of(state_key: str) -> Choice:
     """Lightning writes a callback's arguments behind its name: ``LipschitzCallback{'module': 'net'}``."""
     try:
-        return str(ast.literal_eval(state_key[state_key.index("{") :])["module"])
-    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError):  # a name of somebody else's
-        return ""
+        found = ast.literal_eval(state_key[state_key.index("{") :])
+        return Choice(str(found["module"]), found.get("input"), found.get("output")).check("the checkpoint")
+    except (
+        ValueError,
+        SyntaxError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        MemoryError,
+    ):  # a name of somebody else's
+        return Choice()
 
 
 def _from_file(path: str | os.PathLike[str], key: str, slopes: tuple[float, float], data: Any) -> Subject:
@@ -177,12 +189,14 @@ def _from_file(path: str | os.PathLike[str], key: str, slopes: tuple[float, floa
     return Subject(proved.certificate, proved.network, module=proved.module, source=of, why_not=why_not)
 
 
-def _from_model(path: str | os.PathLike[str], certificate: Certificate, module: str, made: Any, data: Any) -> Subject:
-    whole = _loaded(path, made)
+def _from_model(path: str | os.PathLike[str], certificate: Certificate, state: _State, made: Any, data: Any) -> Subject:
+    whole, module = _loaded(path, made), state.choice.module
     target = _target(whole, module)
     batches = None if data is None else _batches(_named("data", data))
     first = None if batches is None else _pair(next(batches, None))
-    example = _example(whole, module) if first is None else first[0][:_FIRST]
+    given = state.held if state.held is not None else _example(whole, module) if first is None else first[0][:_FIRST]
+    target, example = part(target, given, state.choice.input, state.choice.output)
+    example = example if first is None else first[0][:_FIRST]
     reader = StructuredExtractor if isinstance(certificate.proof, Composition) else Extractor
     extraction: Any = reader(target, example, name=module).extract()
     api.verify(certificate, extraction.network)

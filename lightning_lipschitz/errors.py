@@ -195,4 +195,4 @@ class ProjectionError(LipschitzError):
     def __init__(self, path: str, layer: str, reason: str, advice: str) -> None:
         where = f"`{path}` ({layer})" if path else f"`{layer}`"
         super().__init__(f"the weights of {where} cannot be projected: {reason} {advice}".strip())
-        self.path, self.layer = path, layer
+        self.path, self.layer, self.reason, self.advice = path, layer, reason, advice

@@ -37,6 +37,8 @@ trainer:
       init_args:
         every_n_epochs: 1
         module: net
+        input: null
+        output: null
         method: lipsdp-layer
         solver: auto
         rtol: 0.001
@@ -94,6 +96,49 @@ def test_yaml_without_code(config):
     assert (callback.module, callback.method, callback.rtol) == ("net", "lipsdp-layer", 0.001)
     assert (callback.time_limit, callback.max_lipschitz, callback.prog_bar) == (None, 1000.0, False)
     assert len(callback.history) == 2
+
+
+PARTS = """
+trainer:
+  accelerator: cpu
+  max_epochs: 1
+  logger: false
+  enable_checkpointing: false
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+    - class_path: lightning_lipschitz.LipschitzCallback
+      init_args: {input: action, output: value}
+    - class_path: lightning_lipschitz.LipschitzCallback
+      init_args: {input: 0, output: all}
+    - class_path: lightning_lipschitz.LipschitzADMM
+      init_args: {max_lipschitz: 0.5, every_n_steps: 2, input: state, output: value}
+"""
+
+
+class Pair(Classifier):
+    """Two inputs and two outputs, by name."""
+
+    def forward(self, state, action):
+        return {"value": self.net(state) + action[:, :1], "again": action}
+
+    def training_step(self, batch, batch_idx):
+        return self(batch[0], batch[0][:, :2])["value"].square().mean()
+
+    validation_step = training_step
+
+
+@pytest.mark.filterwarnings("ignore:.*the training weights did not come to meet")
+def test_inputs_and_outputs_by_name_and_position(tmp_path):
+    (tmp_path / "config.yaml").write_text(PARTS)
+    given = ["fit", "--config", str(tmp_path / "config.yaml")]
+    cli = LightningCLI(Pair, Data, args=given, save_config_callback=None, seed_everything_default=False)
+    callbacks = [each for each in cli.trainer.callbacks if hasattr(each, "certificate")]
+    chosen = [(each.input, each.output) for each in callbacks]
+    assert chosen == [("action", "value"), (0, "all"), ("state", "value")]
+    bounds = [each.certificate.upper_bound for each in callbacks]
+    assert bounds[0] == pytest.approx(3**0.5)  # three outputs, each with the action's first entry
+    assert 0.4 < bounds[1] <= bounds[2] * (1 + 1e-3) <= 0.5 * (1 + 1e-3)
 
 
 def test_short_name(config):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_lipschitz._lightning import LightningModule, Trainer, isolate_rng, rank_zero_warn
 from lightning_lipschitz.callbacks._shipped import constrained_names, written_into
-from lightning_lipschitz.callbacks._target import deployed, find_target, uncompiled
+from lightning_lipschitz.callbacks._target import deployed
 from lightning_lipschitz.certificate import Certificate
 from lightning_lipschitz.extraction.undisturbed import undisturbed
 from lightning_lipschitz.functional.robustness import margins
@@ -25,12 +25,11 @@ class ValidationAccuracy:
 
     Args:
         radii: l2 distances in the units of the module's input.
-        module: the callback's.
         keep: whether to keep the predictions of the last run, those of this process, for a report.
     """
 
-    def __init__(self, radii: Sequence[float], module: str, keep: bool = False) -> None:
-        self._radii, self._module, self.keeps = tuple(radii), module, keep
+    def __init__(self, radii: Sequence[float], keep: bool = False) -> None:
+        self._radii, self.keeps = tuple(radii), keep
         self._metrics: dict[float, CertifiedAccuracy] = {}
         self._kept: PredictionLog | None = None
         self.predictions: Predictions | None = None
@@ -39,6 +38,7 @@ class ValidationAccuracy:
         self._certified: list[float] = []
         self._digest = ""
         self._root: nn.Module | None = None
+        self._certified_part: nn.Module | None = None
 
     def start(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate | None) -> None:
         """Before the batches: the constant of the weights as they are, or None where there is none of them."""
@@ -51,17 +51,25 @@ class ValidationAccuracy:
 
     def _stop(self) -> None:
         self._metrics, self._root, self._kept, self._active = {}, None, None, False
+        self._certified_part = None
 
-    def see(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        """A batch ``(x, y)``. What cannot be read that way is warned of, once, and counted as nothing."""
+    def see(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, select: Callable[[nn.Module], nn.Module]
+    ) -> None:
+        """A batch ``(x, y)``. What cannot be read that way is warned of, once, and counted as nothing.
+
+        Args:
+            select: finds the certified part in a model.
+        """
         if not self._active:
             return
         try:
             x, y = _pair(batch)
-            if self._root is None:
+            if self._root is None or self._certified_part is None:
                 self._root = self._find_root(trainer, pl_module)
+                self._certified_part = select(self._root)
             with written_into(trainer, self._root):
-                logits = predict(uncompiled(find_target(self._root, self._module)), x)
+                logits = predict(self._certified_part, x)
             for metric in self._metrics.values():
                 metric.update(logits, y)
             if self._kept is not None:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_lipschitz._lightning import LightningModule, isolate_rng
+from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, isolate_rng
+from lightning_lipschitz.callbacks._choice import Choice
+from lightning_lipschitz.callbacks._inputs import Arguments
 from lightning_lipschitz.callbacks._target import find_target
 from lightning_lipschitz.callbacks._watch import Watched
 from lightning_lipschitz.errors import LipschitzError
@@ -20,23 +22,28 @@ from lightning_lipschitz.projection.stored import StoredWeights
 
 Tensors = Mapping[str, Tensor]
 
+PART = "_certified_part."  # stands before the names of a module that is read in part
+
 
 class ConstrainedWeights:
     """The weights of one submodule, during one fit.
 
     Args:
-        name: of the submodule, as the callback's argument ``module``.
+        choice: the submodule, its input and its output, as in the callback's arguments.
         owner: the callback's class, for messages.
         max_lipschitz: the bound, if there is one.
+        many: whether other processes do the same, and have to hold other inputs at the same values.
     """
 
-    def __init__(self, name: str, owner: str, max_lipschitz: float | None = None) -> None:
-        self._name, self._owner, self._max_lipschitz = name, owner, max_lipschitz
+    def __init__(self, choice: Choice, owner: str, max_lipschitz: float | None = None, many: bool = False) -> None:
+        self._choice, self._name = choice, choice.module
+        self._owner, self._max_lipschitz, self._many = owner, max_lipschitz, many
+        self._held: Arguments | None = None
         self._watched: Watched | None = None
         self._linear: StoredWeights | None = None
         self._parameters: dict[str, nn.Parameter] = {}
         self._readable: frozenset[str] = frozenset()
-        self._prefix = ""
+        self._prefix = self._mark = ""  # of the model's names, and of those in here
         self._known: dict[tuple[int, int], frozenset[int]] = {}
 
     @property
@@ -55,6 +62,8 @@ class ConstrainedWeights:
                 f"`{self._owner}` does not know the input of the model, which was not called yet, and cannot certify"
                 " weights until then. Set `example_input_array` in the LightningModule."
             )
+        if self._watched is not None:
+            self._watched.follow()
         return self._linear
 
     def start(self, model: LightningModule) -> None:
@@ -64,10 +73,11 @@ class ConstrainedWeights:
             MisconfigurationException: there is no such submodule.
             LipschitzError: as :meth:`trace`.
         """
-        if self._watched is None:
-            self._watched = Watched(model, self._name, self._owner)
+        watched = self._watch(model)
+        if self._many and self._choice.input is not None:
+            watched.ask(model)
         if not self.trace(model):
-            self._watched.listen(model)
+            watched.listen(model)
 
     def prepare(self, model: LightningModule) -> None:
         """Make sure that the submodule of this model is traced, in the middle of a fit or outside of it.
@@ -76,12 +86,26 @@ class ConstrainedWeights:
             MisconfigurationException: there is no such submodule.
             LipschitzError: as :meth:`trace` and :attr:`linear`.
         """
-        if self._watched is None:
-            self._watched = Watched(model, self._name, self._owner)
+        watched = self._watch(model)
         if self._linear is None:
-            self._watched.ask(model)
+            watched.ask(model)
             self.trace(model)
         self.linear  # noqa: B018 - raises where nothing can be certified yet
+
+    def _watch(self, model: LightningModule) -> Watched:
+        if self._watched is None:
+            self._watched = Watched(model, self._choice, self._owner)
+            self._watched.hold(self._held)
+        return self._watched
+
+    @property
+    def held(self) -> Arguments | None:
+        """What other inputs than the chosen one are held at, for a checkpoint; None where there are none."""
+        return self._held if self._watched is None else self._watched.plain_held
+
+    @held.setter
+    def held(self, arguments: Arguments | None) -> None:
+        self._held = arguments
 
     def rest(self) -> None:
         """Let go of the model until :meth:`prepare`."""
@@ -92,7 +116,7 @@ class ConstrainedWeights:
     def hear(self, model: LightningModule, batch: Any) -> bool:
         """A training batch is known: trace, if that can be done now; whether it is done. Raises as :meth:`trace`."""
         if self._linear is None and self._watched is not None:
-            self._watched.hear(batch)
+            self._watched.hear(model, batch)
         return self.trace(model)
 
     def stop_listening(self) -> None:
@@ -107,33 +131,47 @@ class ConstrainedWeights:
                 the bound.
         """
         watched = self._watched
-        if self._linear is None and watched is not None and watched.inputs.arguments is not None:
+        if self._linear is None and watched is not None and watched.knows_input:
             with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
                 self._linear = self._trace(model, watched)
         return self.traced
 
     def _trace(self, model: LightningModule, watched: Watched) -> StoredWeights:
         target = unwrapped(find_target(model, self._name, self._owner))
-        linear = stored_weights(target, watched.inputs.example, reader=lambda: watched.reader(model))
+        chosen, example = watched.part(model)
+        self._require_alike(watched)
+        linear = stored_weights(chosen, example, reader=lambda: watched.reader(model))
         if self._max_lipschitz is not None:
             linear.require_reachable(self._max_lipschitz)
         path = next(name for name, module in model.named_modules() if module is target)
         self._prefix = f"{path}." if path else ""
-        self._parameters = {name: target.get_parameter(name) for name in linear.parameter_names}
+        self._mark = "" if chosen is target else PART
+        self._parameters = {name: chosen.get_parameter(name) for name in linear.parameter_names}
         tensors = (*target.named_parameters(remove_duplicate=False), *target.named_buffers(remove_duplicate=False))
-        self._readable = frozenset(name for name, _ in tensors)
+        self._readable = frozenset(self._mark + name for name, _ in tensors)
         return linear
+
+    def _require_alike(self, watched: Watched) -> None:
+        """Every process trains by itself, and the weights must stay the same in all of them."""
+        if self._many and watched.held is not None and not watched.is_given:
+            raise MisconfigurationException(
+                f"`{self._owner}(input={self._choice.input!r})` holds the other inputs at the values of one sample, and"
+                " each process sees other batches. Set `example_input_array` in the LightningModule to all inputs."
+            )
 
     # Reading
 
     def part(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
         """Of a ``state_dict`` of the whole model: what the submodule reads, by its names there."""
-        found = {name: tensors.get(self._prefix + name) for name in self._readable}
+        found = {name: tensors.get(self._named(name)) for name in self._readable}
         return {name: tensor.detach() for name, tensor in found.items() if tensor is not None}
 
     def whole(self, tensors: Tensors) -> dict[str, Tensor]:
         """The inverse: names of the submodule as names of the whole model."""
-        return {self._prefix + name: tensor for name, tensor in tensors.items()}
+        return {self._named(name): tensor for name, tensor in tensors.items()}
+
+    def _named(self, name: str) -> str:
+        return self._prefix + name.removeprefix(self._mark)
 
     def of(self, root: nn.Module) -> dict[str, Tensor]:
         """:meth:`part` of a model's own tensors."""

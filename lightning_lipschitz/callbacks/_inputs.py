@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.hooks import RemovableHandle
+
+from lightning_lipschitz.callbacks._choice import arguments_of, chosen_input, names_of
+from lightning_lipschitz.extraction import Input
+
+Arguments: TypeAlias = "tuple[Any, ...] | dict[str, Any]"
 
 _ROWS = 64  # enough for sampling slopes, and nothing worth mentioning in memory
 
 
 class InputCapture:
     """Holds the arguments of one forward call.
+
+    Args:
+        wanted: position or name of the one of several that matters: what is as long as it counts samples.
 
     Example:
         >>> layer, capture = nn.Linear(3, 1), InputCapture()
@@ -24,8 +32,9 @@ class InputCapture:
         (torch.Size([5, 3]), False)
     """
 
-    def __init__(self) -> None:
-        self.arguments: tuple[Any, ...] | None = None
+    def __init__(self, wanted: Input = None) -> None:
+        self._wanted = wanted
+        self.arguments: Arguments | None = None
         self._handle: RemovableHandle | None = None
 
     @property
@@ -42,28 +51,61 @@ class InputCapture:
             self._handle.remove()
             self._handle = None
 
-    def take(self, arguments: tuple[Any, ...]) -> None:
-        """Keep copies of the first rows of ``arguments`` and stop listening."""
-        self.arguments = tuple(_first_rows(value) for value in arguments)
+    def take(self, arguments: Arguments, module: nn.Module) -> None:
+        """Keep copies of the first samples of the arguments of ``module`` and stop listening."""
+        self.arguments = first_samples(arguments, _ROWS, chosen_input(names_of(module), arguments, self._wanted))
         self.disarm()
 
-    def take_from_batch(self, batch: Any) -> bool:
+    def take_from_batch(self, batch: Any, module: nn.Module) -> bool:
         """For a forward that the training step never calls: the batch's tensor, or its first as in ``(x, y)``."""
         first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if isinstance(first, Tensor):
-            self.take((first,))
+            self.take((first,), module)
         return isinstance(first, Tensor)
 
     def take_example(self, example: Any, module: nn.Module) -> None:
         """``example_input_array``: a tensor, a tuple of arguments or a dictionary of keyword arguments."""
         if isinstance(example, dict):
-            example = _positional(module, (), example)
-        self.take(example if isinstance(example, tuple) else (example,))
+            example = arguments_of(module, (), example)
+        self.take(example if isinstance(example, (tuple, dict)) else (example,), module)
 
     @property
     def example(self) -> Any:
-        """The one argument, or the tuple of them."""
-        return self.arguments[0] if self.arguments is not None and len(self.arguments) == 1 else self.arguments
+        """The one argument, or the tuple of them, or all by name."""
+        several = self.arguments is None or isinstance(self.arguments, dict) or len(self.arguments) != 1
+        return self.arguments if several else self.arguments[0]  # type: ignore[index]
+
+
+def first_samples(arguments: Any, rows: int, like: Any = None) -> Any:
+    """A copy, without what counts samples beyond the first ``rows``: tensors as long as ``like``, by default as the
+    first with two dimensions or more."""
+    tensors = [leaf for leaf in tree_leaves([like, arguments]) if isinstance(leaf, Tensor) and leaf.ndim > 1]
+    batch = len(tensors[0]) if tensors else None
+
+    def cut(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        with torch.inference_mode(False), torch.no_grad():
+            return (value[:rows] if value.ndim and len(value) == batch else value).detach().clone()
+
+    return tree_map(cut, arguments)
+
+
+def plain(arguments: Arguments | None, chosen: Any) -> Arguments | None:
+    """As a checkpoint can hold them: a few samples, and only tensors and plain values; None where there are others.
+
+    Args:
+        arguments: of one call.
+        chosen: the one of them whose samples count.
+    """
+    leaves = [] if arguments is None else tree_leaves(arguments)
+    if not isinstance(chosen, Tensor) or not all(
+        isinstance(leaf, (Tensor, int, float, str, type(None))) for leaf in leaves
+    ):
+        return None
+    fixed = {len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) != len(chosen)}
+    rows = next(n for n in range(2, len(fixed) + 3) if n not in fixed)  # none may look as if it counted samples
+    return first_samples(arguments, rows, chosen)  # type: ignore[no-any-return]
 
 
 class _Hook:
@@ -77,7 +119,7 @@ class _Hook:
             return  # what is compiled is none of ours; the batch is asked instead, see `take_from_batch`
         capture = None if self._capture is None else self._capture()
         if capture is not None and not _redirected(module):
-            capture.take(_positional(module, args, kwargs))
+            capture.take(arguments_of(module, args, kwargs), module)
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()
@@ -86,14 +128,3 @@ class _Hook:
 def _redirected(module: nn.Module) -> bool:
     """Whether a distributed strategy is calling ``training_step`` in the name of ``forward``: a batch, not an input."""
     return "ForwardRedirection" in getattr(module.__dict__.get("forward"), "__qualname__", "")
-
-
-def _positional(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    return inspect.signature(module.forward).bind(*args, **kwargs).args if kwargs else args
-
-
-def _first_rows(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    with torch.inference_mode(False), torch.no_grad():
-        return (value[:_ROWS] if value.ndim > 1 else value).detach().clone()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning_lipschitz._lightning import Trainer, rank_zero_warn
+from lightning_lipschitz.callbacks._choice import Choice
 
 KEYS = ("upper_bound", "lower_bound", "relative_gap", "seconds", "solver_ok")
 
@@ -21,16 +22,18 @@ def check(mine: Any, trainer: Trainer) -> str:
 
 
 def choose_prefix(mine: Any, siblings: list[Any], base: str = "lipschitz") -> str:
-    """``base`` for the instance on the whole model, or the first one; ``base/<module>`` for the others.
+    """``base`` for the instance on the whole model, or the first one; ``base/<module>`` for the others, with the input
+    and the output in it where these are named.
 
     Args:
         mine: one of ``siblings``.
-        siblings: every instance in the Trainer, in order. The Trainer refuses two on the same submodule.
+        siblings: every instance in the Trainer, in order. The Trainer refuses two on the same part.
         base: of this kind of callback.
     """
-    names = [callback.module for callback in siblings]
+    names = [Choice.of(callback).label for callback in siblings]
     plain = "" if "" in names else names[0]
-    return base if mine.module == plain else f"{base}/{mine.module}"
+    mine_is = Choice.of(mine).label
+    return base if mine_is == plain else f"{base}/{mine_is}"
 
 
 def warn_of_stale_labels(prefix: str, every_n_epochs: int, callbacks: Iterable[Any]) -> None:

@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from lightning_lipschitz import api
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, Trainer, isolate_rng
+from lightning_lipschitz.callbacks._choice import Choice
 from lightning_lipschitz.callbacks._hooks import Checkpoint
+from lightning_lipschitz.callbacks._inputs import Arguments
 from lightning_lipschitz.callbacks._measure import Measurement, Settings, measure
 from lightning_lipschitz.callbacks._ranks import Failure, Ranks
 from lightning_lipschitz.callbacks._saver import Saver
@@ -33,17 +35,18 @@ class Session:
 
     Args:
         trainer: of the fit.
-        name: the callback's ``module``.
+        choice: the callback's ``module``, ``input`` and ``output``.
         settings: of every measurement.
 
     Raises:
         MisconfigurationException: the strategy shards parameters.
     """
 
-    def __init__(self, trainer: Trainer, name: str, settings: Settings) -> None:
+    def __init__(self, trainer: Trainer, choice: Choice, settings: Settings) -> None:
         refuse_sharded(trainer, "LipschitzCallback")
         self._trainer = ref(trainer)
-        self._name = name
+        self._choice = choice
+        self._held: Arguments | None = None
         self._ranks = Ranks(trainer)
         self._settings = replace(settings, workers=self._ranks.share)
         self._watched: Watched | None = None
@@ -59,7 +62,8 @@ class Session:
             MisconfigurationException: there is no such submodule.
             LipschitzError: it cannot be certified.
         """
-        self._watched = Watched(pl_module, self._name, method=self._settings.method)
+        self._watched = Watched(pl_module, self._choice, method=self._settings.method)
+        self._watched.hold(self._held)
         self.trace(trainer, pl_module)
         if not self._traced:
             self._watched.listen(pl_module)
@@ -69,10 +73,11 @@ class Session:
         watched = self._watched
         if self._traced or watched is None:
             return
-        outcome = self._once(lambda: watched.trace(deployed(trainer, pl_module)))
+        outcome = self._once(lambda: (watched.trace(deployed(trainer, pl_module)), watched.held))
         if isinstance(outcome, Failure):
             outcome.reraise()
-        self._traced = outcome is True
+        self._traced, held = outcome
+        watched.hold(held)
 
     def listen(self, pl_module: LightningModule) -> None:
         """Take new inputs for the next lower bound."""
@@ -83,7 +88,7 @@ class Session:
         """A training batch has been processed."""
         self._batches += 1
         if self._watched is not None:
-            self._watched.hear(batch)
+            self._watched.hear(pl_module, batch)
         self.trace(trainer, pl_module)
 
     def is_new(self, trainer: Trainer) -> bool:
@@ -96,8 +101,9 @@ class Session:
             return False
         if not self._traced:
             raise MisconfigurationException(
-                f"`LipschitzCallback(module={self._name!r})`: the submodule was not called in {self._batches} batches,"
-                " so its input is not known. Name one that is called; for a part of a compiled module, the whole of it."
+                f"`LipschitzCallback(module={self._choice.module!r})`: the submodule was not called in {self._batches}"
+                " batches, so its input is not known. Name one that is called; for a part of a compiled module, the"
+                " whole of it."
             )
         return True
 
@@ -170,6 +176,21 @@ class Session:
                 watched.rest()
         return digest == certificate.network_digest
 
+    def part(self, root: nn.Module) -> nn.Module:
+        """The function whose bound is logged, with the weights of ``root``."""
+        if self._watched is None:
+            raise RuntimeError("asked for before it was started")
+        return self._watched.part(root)[0]
+
+    @property
+    def held(self) -> Arguments | None:
+        """What other inputs than the chosen one are held at, for a checkpoint; None where there are none."""
+        return self._held if self._watched is None else self._watched.plain_held
+
+    @held.setter
+    def held(self, arguments: Arguments | None) -> None:
+        self._held = arguments
+
     def subject(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate) -> Subject:
         """What a report can say of the weights as they are now. No other rank is needed."""
         watched = self._watched
@@ -180,10 +201,9 @@ class Session:
             shipped(trainer, pl_module) as root,
         ):
             extraction: Any = watched.reader(root).extract()
-        inputs = watched.flat_inputs if isinstance(watched.inputs.example, Tensor) else None
         explicit = extraction if isinstance(extraction, Extraction) else None
         model = type(pl_module).__name__
-        return Subject(certificate, extraction.network, model=model, extraction=explicit, inputs=inputs)
+        return Subject(certificate, extraction.network, model=model, extraction=explicit, inputs=watched.flat_inputs)
 
     def _once(self, work: Callable[[], T]) -> T | Failure:
         """On rank 0, and with the global random streams as they were before."""

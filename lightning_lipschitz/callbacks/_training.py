@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from lightning_lipschitz._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
+from lightning_lipschitz.callbacks._choice import Choice
 from lightning_lipschitz.callbacks._constrained import ConstrainedWeights
 from lightning_lipschitz.callbacks._gate import Gate
+from lightning_lipschitz.callbacks._inputs import Arguments
 from lightning_lipschitz.callbacks._labels import choose_prefix
 from lightning_lipschitz.callbacks._ranks import Ranks
 from lightning_lipschitz.callbacks._report import Report, Values
 from lightning_lipschitz.callbacks._target import refuse_sharded
 from lightning_lipschitz.callbacks._written import Author
 from lightning_lipschitz.certificate import Certificate
+from lightning_lipschitz.extraction import Input, Output
 
 T = TypeVar("T")
 
@@ -51,12 +54,15 @@ class ConstrainedTraining(Callback):
     base = ""
     max_lipschitz: float | None
     module: str
+    input: Input
+    output: Output
     prog_bar: bool
 
     def _begin(self) -> None:
         self.history: list[dict[str, Any]] = []
         self.certificate: Certificate | None = None
         self._fit: Fit | None = None
+        self._held: Arguments | None = None
         self._gate: Gate | None = None  # outlives the fit
         self._warned: set[str] = set()
         self._report = Report(self.base, self.prog_bar, None)
@@ -74,7 +80,8 @@ class ConstrainedTraining(Callback):
         siblings = [callback for callback in trainer.callbacks if isinstance(callback, type(self))]  # type: ignore[attr-defined]
         prefix = choose_prefix(self, siblings, self.base)
         self._report = Report(prefix, self.prog_bar, None)
-        weights, ranks = ConstrainedWeights(self.module, owner, self.max_lipschitz), Ranks(trainer)
+        ranks = Ranks(trainer)
+        weights = ConstrainedWeights(Choice.of(self), owner, self.max_lipschitz, ranks.many)
         author = Author(weights, self.max_lipschitz)
         self._gate = Gate(trainer, weights, author, ranks, prefix)
         self._gate.install(trainer, pl_module)
@@ -146,7 +153,7 @@ class ConstrainedTraining(Callback):
             self._fit.gate.remove()
             self._fit.weights.rest()
             self._fit.ranks.close()
-            self._fit = None
+            self._held, self._fit = self._fit.weights.held, None
 
     # What other callbacks may ask
 
@@ -193,13 +200,17 @@ class ConstrainedTraining(Callback):
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(module=self.module)
+        return self._generate_state_key(**Choice.of(self).state)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": [dict(record) for record in self.history]}
+        held = self._held if self._fit is None else self._fit.weights.held
+        history = {"history": [dict(record) for record in self.history]}
+        return history if held is None else history | {"held": held}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = [dict(record) for record in state_dict["history"]]
+        if self._fit is not None:
+            self._fit.weights.held = state_dict.get("held")
 
     only_looks_on = False
 

@@ -12,10 +12,12 @@ from torch.utils._pytree import tree_map
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, isolate_rng
 from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.lower import steepest_pair
-from lightning_lipschitz.callbacks._inputs import InputCapture
+from lightning_lipschitz.callbacks._choice import Choice, chosen_input, names_of, needs_more
+from lightning_lipschitz.callbacks._inputs import Arguments, InputCapture, plain
 from lightning_lipschitz.callbacks._target import find_target, uncompiled
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction import Extractor
+from lightning_lipschitz.extraction import part as part_of
 from lightning_lipschitz.extraction.structured import RoutedExtractor, StructuredExtractor
 from lightning_lipschitz.extraction.undisturbed import undisturbed
 from lightning_lipschitz.network import Network
@@ -30,43 +32,58 @@ class Watched:
 
     Args:
         model: the live model.
-        name, owner: as for :func:`~lightning_lipschitz.callbacks._target.find_target`.
+        choice: the submodule, and which of its inputs and outputs. Other inputs are held at the values of the first
+            sample that was seen, for as long as this object lives.
+        owner: the callback's class, for messages.
         method: of the certification; "auto" and "composed" may read a structured graph, all others a network.
 
     Raises:
-        MisconfigurationException: ``model`` has no such submodule.
+        MisconfigurationException: ``model`` has no such submodule, or that no such input.
     """
 
-    def __init__(self, model: LightningModule, name: str, owner: str = "LipschitzCallback", method: str = "") -> None:
-        self.name = name
+    def __init__(
+        self, model: LightningModule, choice: Choice, owner: str = "LipschitzCallback", method: str = ""
+    ) -> None:
+        self.name, self._choice = choice.module, choice
         self._method = method
         self._owner = owner
-        self.inputs = InputCapture()
+        self.inputs = InputCapture(choice.input)
+        self.held: Arguments | None = None  # of one call: other inputs than the chosen one keep these values
         self._extractor: Extractor | None = None
         self._traced: nn.Module | None = None
-        target = find_target(model, name, owner)
+        self._part: nn.Module | None = None
+        target = find_target(model, self.name, owner)
+        choice.check_input(uncompiled(target), owner)
+        self._names = names_of(uncompiled(target))
         self._is_whole_model = target is model
         example = getattr(model, "example_input_array", None) if self._is_whole_model else None
         if example is not None:
             self.inputs.take_example(example, model)
+        #: whether the input is the same in every process: it was given, and not heard in a batch
+        self.is_given = example is not None
 
     def listen(self, model: LightningModule) -> None:
         """Take the arguments of the next forward as example input."""
         self.inputs.arm(find_target(model, self.name))
 
-    def hear(self, batch: Any) -> None:
+    def hear(self, model: nn.Module, batch: Any) -> None:
         """A training batch went by. If the whole model is meant and was not called, its input is in the batch.
 
         Raises:
             MisconfigurationException: no example input can be had.
         """
-        if not (self._is_whole_model and self.inputs.armed) or self.inputs.take_from_batch(batch):
+        if not (self._is_whole_model and self.inputs.armed):
+            return
+        several = self.inputs.arguments is None and needs_more(uncompiled(model))
+        if not several and self.inputs.take_from_batch(batch, model):
             return
         if self.inputs.arguments is None:
+            shown = f"the batch, of type `{type(batch).__name__}`, does not start with a tensor"
+            why = "it takes more inputs than a batch shows" if several else shown
             raise MisconfigurationException(
                 f"`{self._owner}` needs an example input of the model: `forward` was not called in the first batch,"
-                f" and the batch, of type `{type(batch).__name__}`, does not start with a tensor. Set"
-                f" `example_input_array` in the LightningModule, or name a submodule: `{self._owner}(module=...)`."
+                f" and {why}. Set `example_input_array` in the LightningModule,"
+                f" or name a submodule: `{self._owner}(module=...)`."
             )
 
     def ask(self, model: LightningModule) -> None:
@@ -76,6 +93,7 @@ class Watched:
             return
         example = tree_map(lambda each: each.to(model.device) if isinstance(each, Tensor) else each, example)
         arguments = example if isinstance(example, tuple) else () if isinstance(example, dict) else (example,)
+        self.is_given = True
         with isolate_rng(include_cuda=torch.cuda.is_initialized()), undisturbed(model):  # type: ignore[no-untyped-call]
             self.listen(model)
             try:
@@ -89,17 +107,17 @@ class Watched:
     def rest(self) -> None:
         """Let go of the model; its input stays known."""
         self.inputs.disarm()
-        self._extractor = self._traced = None
+        self._extractor = self._traced = self._part = None
 
     def trace(self, root: nn.Module) -> bool:
-        """Trace the submodule inside ``root``; False if no example input was seen yet.
+        """Trace the part inside ``root``; False if no example input was seen yet.
 
         Raises:
             LipschitzError: it cannot be certified, as it is or at all.
         """
-        if self.inputs.arguments is not None:
+        if self.knows_input:
             self.network(root)
-        return self.inputs.arguments is not None
+        return self.knows_input
 
     def network(self, root: nn.Module) -> Network | Graph:
         """The submodule inside ``root``, with its weights as they are now."""
@@ -136,16 +154,71 @@ class Watched:
         ).value
 
     @property
+    def knows_input(self) -> bool:
+        """Whether an example input was seen, or given."""
+        return self.inputs.arguments is not None or self.held is not None
+
+    def hold(self, arguments: Arguments | None) -> None:
+        """Go on with what an earlier fit, or another process, holds other inputs at."""
+        if arguments is not None:
+            self.held, self.is_given = arguments, True
+
+    @property
+    def plain_held(self) -> Arguments | None:
+        """:attr:`held`, for a checkpoint; None where nothing is held."""
+        return None if self.held is None else plain(self.held, self._chosen(self.held))
+
+    def _chosen(self, arguments: Arguments) -> Any:
+        return chosen_input(self._names, arguments, self._choice.input)
+
+    @property
     def flat_inputs(self) -> Tensor:
-        """The last inputs seen, shape (batch, input_size), on the CPU."""
-        flat: Tensor = self.inputs.example.flatten(1).cpu()
+        """The last values of the chosen input seen, shape (batch, input_size), on the CPU."""
+        seen = self.held if self.inputs.arguments is None else self.inputs.arguments
+        values = None if seen is None else self._chosen(seen)
+        if not isinstance(values, Tensor):
+            raise RuntimeError("asked for inputs before the trace")
+        flat: Tensor = values.flatten(1).cpu()
         return flat
 
+    @property
+    def example(self) -> Any:
+        """What the trace is made with: of several inputs always the same."""
+        seen = self.inputs.arguments
+        if self.held is None and (isinstance(seen, dict) or (seen is not None and len(seen) > 1)):
+            self.held = seen
+        return self.inputs.example if self.held is None else self.held
+
+    def part(self, root: nn.Module) -> tuple[nn.Module, Any]:
+        """The submodule inside ``root`` as a function of the chosen input that returns the chosen output, and an
+        example of that input; the submodule itself where it has no others. An example input must have been seen.
+
+        Raises:
+            LipschitzError: there is no such input or output.
+        """
+        target = uncompiled(find_target(root, self.name))
+        return part_of(target, self.example, self._choice.input, self._choice.output)
+
     def reader(self, root: nn.Module) -> Extractor:
-        """What reads the submodule inside ``root``; an example input must have been seen."""
+        """What reads :meth:`part` of ``root``; an example input must have been seen."""
         self.inputs.disarm()  # the trace must not contain our own hook
         target = uncompiled(find_target(root, self.name))
-        if self._extractor is None or self._traced is not target:
-            self._extractor = _READERS.get(self._method, Extractor)(target, self.inputs.example, name=self.name)
+        if self._extractor is None or self._part is None or self._traced is not target:
+            self._part, example = self.part(root)
+            self._extractor = _READERS.get(self._method, Extractor)(self._part, example, name=self.name)
             self._traced = target
+        self.follow()
         return self._extractor
+
+    def follow(self) -> None:
+        """Held inputs, to where the weights are now: whoever moves the model does not know of them."""
+        if self._part is not None and self._part is not self._traced:
+            _follow(self._part)
+
+
+def _follow(part: nn.Module) -> None:
+    like = next((p for p in part.parameters() if p.is_floating_point()), None)
+    if like is None:
+        return
+    for name, value in list(part.named_buffers(recurse=False)):
+        setattr(part, name, value.to(like.device, like.dtype) if value.is_floating_point() else value.to(like.device))

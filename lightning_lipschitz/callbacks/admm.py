@@ -14,9 +14,11 @@ from lightning_lipschitz.callbacks._arguments import (
     require_flag,
     require_positive,
 )
+from lightning_lipschitz.callbacks._choice import Choice
 from lightning_lipschitz.callbacks._ranks import Failure
 from lightning_lipschitz.callbacks._training import ConstrainedTraining, Fit, gradient_scale
 from lightning_lipschitz.certificate import Multipliers
+from lightning_lipschitz.extraction import Input, Output
 from lightning_lipschitz.projection.consensus import Consensus, Problem
 
 Mode = Literal["enforce", "regularize"]
@@ -74,6 +76,10 @@ class LipschitzADMM(ConstrainedTraining):
             only child if it has none. Chains of ``nn.Linear`` are fastest; also residual connections, concatenations,
             convolutions, pooling, batch norm in evaluation mode, shared weights: see
             :func:`~lightning_lipschitz.project`.
+        input: position or name of the one of several inputs that the bound is for. It holds for the others at their
+            values in the first sample of ``example_input_array``, or else of the fit's first call; checkpoints keep it.
+        output: see :func:`lightning_lipschitz.certify`: position or name of one of several, "all", or a function.
+            Layers that it does not read stay free.
         balance: let the penalty follow the residuals: doubled or halved when one is three times the other. Bounds far
             below what training tends to need it.
         prog_bar: whether to show the upper bound in the progress bar.
@@ -106,6 +112,8 @@ class LipschitzADMM(ConstrainedTraining):
         every_n_epochs: int = 1,
         every_n_steps: int | None = 100,
         module: str = "",
+        input: Input = None,
+        output: Output = None,
         balance: bool = True,
         prog_bar: bool = True,
     ) -> None:
@@ -117,12 +125,13 @@ class LipschitzADMM(ConstrainedTraining):
         require_count(owner, "every_n_epochs", every_n_epochs)
         if every_n_steps is not None:
             require_count(owner, "every_n_steps", every_n_steps)
-        require(isinstance(module, str), owner, "module", module, "the dotted name of a submodule")
+        Choice(module, input, output).check(owner)
         require_flag(owner, "balance", balance)
         require_flag(owner, "prog_bar", prog_bar)
         self.max_lipschitz, self.mode, self.weight, self.penalty = max_lipschitz, mode, weight, penalty
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
-        self.module, self.balance, self.prog_bar = module, balance, prog_bar
+        self.module, self.input, self.output = module, input, output
+        self.balance, self.prog_bar = balance, prog_bar
         self._begin()
 
     @staticmethod

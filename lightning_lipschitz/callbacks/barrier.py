@@ -7,10 +7,12 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lightning_lipschitz._lightning import LightningModule, Trainer
-from lightning_lipschitz.callbacks._arguments import require, require_flag, require_positive
+from lightning_lipschitz.callbacks._arguments import require_flag, require_positive
+from lightning_lipschitz.callbacks._choice import Choice
 from lightning_lipschitz.callbacks._path import Path
 from lightning_lipschitz.callbacks._ranks import Failure
 from lightning_lipschitz.callbacks._training import ConstrainedTraining, Fit, gradient_scale, learning_rate
+from lightning_lipschitz.extraction import Input, Output
 from lightning_lipschitz.projection.barrier import Start
 from lightning_lipschitz.projection.multipliers import widened
 
@@ -51,6 +53,10 @@ class LipschitzBarrier(ConstrainedTraining):
             only child if it has none. Chains of ``nn.Linear`` are fastest; also residual connections, concatenations,
             convolutions, pooling, shared weights: see :func:`~lightning_lipschitz.project`.
             Batch norm that keeps running statistics moves the bound between steps and is refused.
+        input: position or name of the one of several inputs that the bound is for. It holds for the others at their
+            values in the first sample of ``example_input_array``, or else of the fit's first call; checkpoints keep it.
+        output: see :func:`lightning_lipschitz.certify`: position or name of one of several, "all", or a function.
+            Layers that it does not read stay free.
         prog_bar: whether to show the upper bound in the progress bar.
 
     Attributes:
@@ -73,15 +79,23 @@ class LipschitzBarrier(ConstrainedTraining):
     max_lipschitz: float
 
     def __init__(
-        self, max_lipschitz: float, *, strength: float = 3e-4, module: str = "", prog_bar: bool = True
+        self,
+        max_lipschitz: float,
+        *,
+        strength: float = 3e-4,
+        module: str = "",
+        input: Input = None,
+        output: Output = None,
+        prog_bar: bool = True,
     ) -> None:
         super().__init__()
         owner = type(self).__name__
         require_positive(owner, "max_lipschitz", max_lipschitz)
         require_positive(owner, "strength", strength)
-        require(isinstance(module, str), owner, "module", module, "the dotted name of a submodule")
+        Choice(module, input, output).check(owner)
         require_flag(owner, "prog_bar", prog_bar)
-        self.max_lipschitz, self.strength, self.module, self.prog_bar = max_lipschitz, strength, module, prog_bar
+        self.max_lipschitz, self.strength, self.prog_bar = max_lipschitz, strength, prog_bar
+        self.module, self.input, self.output = module, input, output
         self._begin()
 
     def _begin(self) -> None:

@@ -12,7 +12,6 @@ from lightning_lipschitz.bounds.settings import ProvedMethod, Solver, require_so
 from lightning_lipschitz.callbacks import _labels as labels
 from lightning_lipschitz.callbacks._accuracy import ValidationAccuracy
 from lightning_lipschitz.callbacks._arguments import (
-    require,
     require_choice,
     require_count,
     require_flag,
@@ -20,6 +19,7 @@ from lightning_lipschitz.callbacks._arguments import (
     require_positive,
     require_radii,
 )
+from lightning_lipschitz.callbacks._choice import Choice
 from lightning_lipschitz.callbacks._hooks import Gates
 from lightning_lipschitz.callbacks._measure import Record, Settings
 from lightning_lipschitz.callbacks._page import Options, check_path, check_siblings, write_report
@@ -28,6 +28,7 @@ from lightning_lipschitz.callbacks._session import Session
 from lightning_lipschitz.callbacks._shipped import settle
 from lightning_lipschitz.callbacks._stamp import from_plain, to_plain
 from lightning_lipschitz.certificate import Certificate
+from lightning_lipschitz.extraction import Input, Output
 
 
 class LipschitzCallback(Callback):
@@ -60,8 +61,10 @@ class LipschitzCallback(Callback):
             value stands: use ``ModelCheckpoint(every_n_epochs=...)`` of the same length.
         module: dotted name of the submodule to certify; ``""`` for the model's ``forward``, or for its only child if
             it has none.
-        method: see :func:`lightning_lipschitz.certify`. The coupled multipliers of "lipsdp-network" are no bound and
-            not accepted.
+        input: position or name of the one of several inputs that the bound is for. It holds for the others at their
+            values in the first sample of ``example_input_array``, or else of the fit's first call; checkpoints keep it.
+        output: see :func:`lightning_lipschitz.certify`: position or name of one of several, "all", or a function.
+        method: see :func:`lightning_lipschitz.certify`; not "lipsdp-network", whose coupled multipliers are no bound.
         solver: see :func:`lightning_lipschitz.certify`.
         rtol: relative tolerance of the solver. Whatever it is, the bound is verified.
         time_limit: seconds a measurement may take, None for no limit.
@@ -102,6 +105,8 @@ class LipschitzCallback(Callback):
         every_n_epochs: int = 1,
         *,
         module: str = "",
+        input: Input = None,
+        output: Output = None,
         method: ProvedMethod = "auto",
         solver: Solver = "auto",
         rtol: float = 1e-4,
@@ -115,7 +120,7 @@ class LipschitzCallback(Callback):
         super().__init__()
         owner = type(self).__name__
         require_count(owner, "every_n_epochs", every_n_epochs)
-        require(isinstance(module, str), owner, "module", module, "the dotted name of a submodule")
+        Choice(module, input, output).check(owner)
         require_choice(owner, "method", method, get_args(ProvedMethod))
         require_choice(owner, "solver", solver, get_args(Solver))
         require_solver(method, solver)
@@ -127,13 +132,9 @@ class LipschitzCallback(Callback):
         require_radii(owner, "certified_radii", certified_radii)
         check_path(owner, report)
         self.every_n_epochs = every_n_epochs
-        self.module = module
-        self.method = method
-        self.solver = solver
-        self.rtol = rtol
-        self.time_limit = time_limit
-        self.lower_bound = lower_bound
-        self.max_lipschitz = max_lipschitz
+        self.module, self.input, self.output = module, input, output
+        self.method, self.solver, self.rtol, self.time_limit = method, solver, rtol, time_limit
+        self.lower_bound, self.max_lipschitz = lower_bound, max_lipschitz
         self.prog_bar = prog_bar
         self.certified_radii = certified_radii
         self.report = report
@@ -147,7 +148,7 @@ class LipschitzCallback(Callback):
         self._session: Session | None = None
         self._gates: Gates | None = Gates(self._stamp)
         self._first_epoch: int | None = None
-        self._accuracy = ValidationAccuracy(self.certified_radii, self.module, keep=self._keeps_predictions())
+        self._accuracy = ValidationAccuracy(self.certified_radii, keep=self._keeps_predictions())
 
     def _keeps_predictions(self) -> bool:
         # What a submodule reads need not be the batch; `certified_radii` says that it is.
@@ -163,7 +164,7 @@ class LipschitzCallback(Callback):
         prefix = labels.check(self, trainer)
         self._report = Report(prefix, self.prog_bar, self.max_lipschitz)
         settings = Settings(self.method, self.solver, self.rtol, self.time_limit, self.lower_bound)
-        self._session = Session(trainer, self.module, settings)
+        self._session = Session(trainer, Choice.of(self), settings)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Here and not in setup: after every other gate, to see what is written in the end.
@@ -202,7 +203,8 @@ class LipschitzCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._accuracy.see(trainer, pl_module, batch)
+        if self._session is not None:
+            self._accuracy.see(trainer, pl_module, batch, self._session.part)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with attached(pl_module, trainer):
@@ -238,10 +240,9 @@ class LipschitzCallback(Callback):
             self._gates.remove()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        self._leave()
-        if self._session is not None:
+        if stage == "fit":
+            self._leave()
+        if stage == "fit" and self._session is not None:
             self._session.close()
 
     # What a hook decides
@@ -265,15 +266,18 @@ class LipschitzCallback(Callback):
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(module=self.module)
+        return self._generate_state_key(**Choice.of(self).state)
 
     def state_dict(self) -> dict[str, Any]:
         certificate = None if self.certificate is None else to_plain(self.certificate)
-        return {"history": [dict(record) for record in self.history], "certificate": certificate}
+        held = {} if self._session is None or self._session.held is None else {"held": self._session.held}
+        return {"history": [dict(record) for record in self.history], "certificate": certificate} | held
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = [dict(record) for record in state_dict["history"]]
         certificate = state_dict["certificate"]
+        if self._session is not None:
+            self._session.held = state_dict.get("held")
         self.certificate = None if certificate is None else from_plain(certificate)
 
     only_looks_on = True

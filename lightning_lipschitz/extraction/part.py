@@ -143,7 +143,7 @@ class Part(nn.Module):
             leaves[i] = fixed.expand(x.shape[0], *fixed.shape[1:]) if batched else fixed
         leaves[self._place] = x
         args, kwargs = tree_unflatten(leaves, self._spec)
-        return _chosen(self._certified_part(*args, **kwargs), self._output, len(x))
+        return _chosen(self._certified_part(*args, **kwargs), self._output, x.shape[0])
 
 
 def _chosen(outputs: Any, output: Output, batch: int) -> Tensor:

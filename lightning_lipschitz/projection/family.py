@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_lipschitz.errors import ModelSizeError, ProjectionError
 from lightning_lipschitz.extraction import Extractor
-from lightning_lipschitz.extraction.undisturbed import name_of, unwrapped
+from lightning_lipschitz.extraction.undisturbed import clean, name_of, unwrapped
 from lightning_lipschitz.projection.graph_weights import SMALLER, GraphWeights
 from lightning_lipschitz.projection.stored import StoredWeights
 from lightning_lipschitz.projection.weights import LinearWeights, NotAChainError
@@ -35,6 +35,13 @@ def stored_weights(
     except ModelSizeError as error:
         reason = f"explicit matrices would be needed, and {error.what} take {error.size / 2**30:.3g} GiB: not yet."
         raise ProjectionError("", name_of(model), reason, SMALLER) from error
+    try:
+        return _of_a_kind(model, example_input, extractor)
+    except ProjectionError as error:
+        raise ProjectionError(clean(error.path), error.layer, error.reason, error.advice) from error
+
+
+def _of_a_kind(model: nn.Module, example_input: Any, extractor: Extractor) -> StoredWeights:
     try:
         return LinearWeights(model, example_input, extractor=extractor)
     except NotAChainError:

@@ -14,7 +14,7 @@ from lightning_lipschitz.errors import ProjectionError
 from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.extraction.linearised import Linearised
 from lightning_lipschitz.extraction.places import NotLinearisedError
-from lightning_lipschitz.extraction.undisturbed import unwrapped
+from lightning_lipschitz.extraction.undisturbed import name_of, unwrapped
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.projection.barrier import Start
 from lightning_lipschitz.projection.codes import Code, Plain, code, owner
@@ -109,7 +109,7 @@ class GraphWeights(StoredWeights):
         size = sum(network.sizes)
         if size > LARGEST:
             reason = f"its {size} inputs and units are more than the {LARGEST} that explicit matrices allow so far."
-            raise ProjectionError("", type(self._model).__name__, reason, SMALLER)
+            raise ProjectionError("", name_of(self._model), reason, SMALLER)
 
     def _check_frozen(self) -> None:
         """A wholly frozen model is one at rest; a partly frozen one says that some weights must stay."""
@@ -124,7 +124,7 @@ class GraphWeights(StoredWeights):
         """The differentiable map gives the matrices of the extractor."""
         weights = [weight.double().cpu() for weight in self.read()]
         if not weights:
-            raise ProjectionError("", type(self._model).__name__, "it has no weights.", "There is nothing to project.")
+            raise ProjectionError("", name_of(self._model), "it has no weights.", "There is nothing to project.")
         expected = rows_of(network)
         with torch.no_grad():
             found = torch.cat(GraphMap(linearised, self._codes, self.tensors())(weights)).numpy()
@@ -135,7 +135,7 @@ class GraphWeights(StoredWeights):
             edges = np.cumsum([affine.size for affine in network.affines])
             names = [*(layer.name for layer in network.layers), ""]
             path = names[int(np.searchsorted(edges, wrong[0], side="right"))]
-            raise ProjectionError(path, type(self._model).__name__, "it is not supported yet.", "Please report this.")
+            raise ProjectionError(path, name_of(self._model), "it is not supported yet.", "Please report this.")
 
     def _refuse_running_statistics(self) -> None:
         for path, module in self._model.named_modules():

@@ -12,7 +12,7 @@ from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.errors import ProjectionError
 from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.extraction.trace import example
-from lightning_lipschitz.extraction.undisturbed import undisturbed, unwrapped
+from lightning_lipschitz.extraction.undisturbed import name_of, undisturbed, unwrapped
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.projection.barrier import Start, start_inside
 from lightning_lipschitz.projection.certified_set import slopes_of
@@ -100,7 +100,7 @@ class LinearWeights(StoredWeights):
             if all(np.array_equal(a.terms[0].matrix, w.double().cpu().numpy()) for a, w in pairs):
                 return
         raise NotAChainError(
-            "", type(self._model).__name__, "it is no chain of nn.Linear.", "`GraphWeights` reads other models."
+            "", name_of(self._model), "it is no chain of nn.Linear.", "`GraphWeights` reads other models."
         )
 
 

@@ -81,7 +81,7 @@ def test_a_capture_that_is_gone():
 )
 def test_take_from_batch(batch, found):
     capture = InputCapture()
-    assert capture.take_from_batch(batch) is found
+    assert capture.take_from_batch(batch, nn.Identity()) is found
     assert (capture.arguments is not None) is found
 
 
