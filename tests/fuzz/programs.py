@@ -90,11 +90,7 @@ class Program:
 
         A conversion to the model's own dtype or to a wider one is one to float64 here; every other stays as it stands.
         """
-        double = _made(widened(self.source(), self.dtype)).to(getattr(torch, self.dtype)).double().eval()
-        for name, value in list(double.__dict__.items()):
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                setattr(double, name, value.double())
-        return double
+        return _made(widened(self.source(), self.dtype)).to(getattr(torch, self.dtype)).double().eval()
 
     def example(self):
         """Zeros to trace with."""

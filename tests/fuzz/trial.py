@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from unittest import mock
 
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 import lightning_lipschitz as ll
 from lightning_lipschitz.errors import LipschitzError
@@ -73,7 +75,8 @@ def _hold(program, outcome):
     double = program.in_double()
 
     def function(x):
-        return double(x.clone()).reshape(len(x), -1).double()
+        with Promoted():
+            return double(x.clone()).reshape(len(x), -1).double()
 
     generator = torch.Generator().manual_seed(program.seed)
     with warnings.catch_warnings():
@@ -96,6 +99,27 @@ def _hold(program, outcome):
     share = (pairs.rise / pairs.run).nan_to_num(0.0, 0.0, 0.0).max().item()
     least = min(outcome.bounds.values())
     outcome.largest = share / least if least > 0 else 0.0
+
+
+class Promoted(TorchFunctionMode):
+    """Operators that refuse float64 beside a narrower type take all of it in float64.
+
+    ``module.double()`` leaves tensors alone that are neither parameters nor buffers.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Call as it stands, or else with everything in float64."""
+        kwargs = kwargs or {}
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError as error:
+            if not any(word in str(error) for word in ("dtype", "scalar type", "Type promoting")):
+                raise
+            return func(*tree_map(_doubled, args), **tree_map(_doubled, kwargs))
+
+
+def _doubled(value):
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def _traced_once():
