@@ -7,15 +7,16 @@ from typing import Literal
 Verdict = Literal["never", "not yet", "replace"]
 
 _PRODUCT = "The product of two values that both depend on the input grows without bound."
+_KNOWN = "With a known tensor as the other factor it is linear: write it with `@`, `*` or `torch.einsum`."
 _STEEP = "Its slope is unbounded."
 _JUMP = "It jumps, and a jump is steeper than any constant."
 _ATTENTION = "Dot-product attention is not Lipschitz on an unbounded domain (Kim, Papamakarios and Mnih 2021)."
 
 _NEVER = {
     _PRODUCT: (
-        "mul matmul mm bmm baddbmm addmm addbmm mv dot vdot inner outer einsum bilinear _trilinear addcmul glu addr "
-        "kron"
+        "mul matmul mm bmm baddbmm addmm addbmm mv dot vdot inner outer einsum bilinear _trilinear addcmul addr kron"
     ),
+    "It multiplies one half of its input by a function of the other, which grows without bound.": "glu",
     "The quotient of two values that depend on the input has an unbounded slope.": "div true_divide divide addcdiv",
     _STEEP: (
         "exp exp2 expm1 special_expm1 log log2 log10 log1p sqrt rsqrt reciprocal square pow tan sinh cosh acos asin "
@@ -44,9 +45,15 @@ _REASONS = {
 }
 
 
-def refusal(operator: str) -> tuple[Verdict, str] | None:
-    """Verdict and sentence for an operator without a rule, if this page knows it."""
-    return _REASONS.get(operator)
+def refusal(operator: str, depending: int = 2) -> tuple[Verdict, str] | None:
+    """Verdict and sentence for an operator without a rule, if this page knows it.
+
+    Args:
+        operator: its name.
+        depending: how many of its arguments depend on the input; a product with what is known is no product.
+    """
+    known = _REASONS.get(operator)
+    return ("not yet", _KNOWN) if known and known[1] == _PRODUCT and depending < 2 else known
 
 
 def unknown() -> tuple[Verdict, str]:

@@ -23,7 +23,7 @@ POOLS = {  # table: weight
     steps.MATRIX: 14,
     steps.SHAPE: 16,
     steps.CASTS: 4,
-    steps.IN_PLACE: 7,
+    steps.IN_PLACE: 5,
     layers.IMAGES: 12,
     layers.NORMS: 9,
     layers.BY_HAND: 2,

@@ -89,6 +89,18 @@ REFUSED = {
     "spectral norm of values": refused_function(
         lambda x: torch.linalg.norm(x[:, None], 2, dim=(1, 2)), verdict="not yet", says="Frobenius"
     ),
+    "products with what is known": refused_function(
+        lambda x: torch.kron(x, torch.ones(1, 2)), verdict="not yet", says="known tensor"
+    ),
+    "stack of known matrices": refused_function(
+        lambda x: torch.bmm(x[:, None], torch.ones(len(x), 4, 2)), verdict="not yet", says="known tensor"
+    ),
+    "inner product with what is known": refused_function(
+        lambda x: torch.inner(x, torch.ones(4)), verdict="not yet", says="known tensor"
+    ),
+    "product of stacks": refused_function(
+        lambda x: torch.bmm(x[:, None], x[:, :, None]), verdict="never", says="`bmm`"
+    ),
     "batch_size": refused_function(lambda x: x * x.shape[0], error=ExtractionError, says="does not reproduce"),
     "batch_of_one": refused_function(
         lambda x: x * 2 if x.shape[0] > 1 else x, error=ExtractionError, says="does not reproduce"

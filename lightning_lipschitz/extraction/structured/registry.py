@@ -92,5 +92,7 @@ class Context:
             tensor = exactly(value)
         except (ValueError, RuntimeError) as error:
             raise self.unsupported("not yet", str(error)) from None
-        require_finite(tensor, self.names.get(id(value), f"a constant in `{self.path}`"))
+        require_finite(
+            tensor, self.names.get(id(value), "a constant in " + (f"`{self.path}`" if self.path else "the model"))
+        )
         return tensor

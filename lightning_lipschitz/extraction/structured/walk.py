@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_any, tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_lipschitz.errors import ExtractionError, LipschitzError
 from lightning_lipschitz.extraction.constants import conversion, double, folded
@@ -92,7 +92,7 @@ class _Walk:
         args, kwargs = tree_map(self.resolve, (node.args, node.kwargs))
         self.resolution = max(self.resolution, cast_resolution(node))
         context = self.context(node)
-        traced = tree_any(lambda value: isinstance(value, Value), (args, kwargs))
+        traced = sum(isinstance(value, Value) for value in tree_leaves((args, kwargs)))
         rule = find_rule(operator_name(node.target)) if traced else None
         if rule is None:
             self.refuse(node, context, traced)
@@ -109,10 +109,10 @@ class _Walk:
             sentence = f"Its rule does not cover these arguments ({type(error).__name__}: {error})."
             raise context.unsupported("not yet", sentence) from error
 
-    def refuse(self, node: torch.fx.Node, context: Context, traced: bool) -> None:
+    def refuse(self, node: torch.fx.Node, context: Context, traced: int) -> None:
         """Raise for what cannot be evaluated."""
         operator = operator_name(node.target)
-        known = refusal(operator) if traced else None
+        known = refusal(operator, traced) if traced else None
         if known is None and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise context.refused(f"`{operator}` draws random numbers.", "In evaluation mode it must be deterministic.")
         if traced:
