@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import random
 import traceback
 import warnings
 from dataclasses import dataclass, field
@@ -37,42 +37,69 @@ class Outcome:
     findings: list[str] = field(default_factory=list)
     skipped: str = ""
     largest: float = 0.0
-    seconds: float = 0.0
 
 
-def attempt(program, tightest=False):
-    """Certify by every route and sample.
+def attempt(program, tightest=False, reweighed=0):
+    """Certify by every route and sample; the outcomes of the model and of the same with other weights.
 
     Args:
         program: to try.
         tightest: try "auto" too, which optimises.
+        reweighed: how often to try again with other weights, large, small, equal and zero; no new tracing is needed.
     """
-    outcome, begin = Outcome(), time.perf_counter()
-    model, example = program.model(), program.example()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model, double = program.model(), program.in_double()
     routes = ROUTES | ({"auto": "auto"} if tightest else {})
     with _traced_once():
-        for route, method in routes.items():
-            try:
-                options = {"time_limit": 1.0} if method == "auto" else {}
-                outcome.bounds[route] = ll.certify(model, example, method=method, **options).upper_bound
-            except LipschitzError as error:
-                outcome.refusals[route] = (type(error).__name__, str(error))
-            except Exception as error:
-                told = "".join(traceback.format_exception(error)[-6:])
-                outcome.findings.append(f"{route}: {type(error).__name__} is no refusal: {told}")
+        outcomes = [_outcome(program, model, double, routes)]
+        rng = random.Random(program.seed)
+        for _ in range(reweighed if any(True for _ in model.parameters()) else 0):
+            _reweigh(rng, model, double)
+            outcomes.append(_outcome(program, model, double, ROUTES))
+    return outcomes
+
+
+def _reweigh(rng, model, double):
+    """Other values for the parameters, the same in both."""
+    change = rng.choice(
+        [
+            lambda p: p * rng.choice([1e-20, 1e-3, 30.0, 1e8]),
+            lambda p: p * 0,
+            lambda p: p.sign(),
+            lambda p: p.abs() * rng.choice([-1, 1]),
+            lambda p: p.flip(0) if p.ndim else -p,
+            lambda p: (4 * p).round() / 4,
+        ]
+    )
+    with torch.no_grad():
+        for one, two in zip(model.parameters(), double.parameters(), strict=True):
+            one.copy_(change(one))
+            two.copy_(one)
+
+
+def _outcome(program, model, double, routes):
+    outcome = Outcome()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for route, method in routes.items():
+        try:
+            options = {"time_limit": 1.0} if method == "auto" else {}
+            outcome.bounds[route] = ll.certify(model, program.example(), method=method, **options).upper_bound
+        except LipschitzError as error:
+            outcome.refusals[route] = (type(error).__name__, str(error))
+        except Exception as error:
+            told = "".join(traceback.format_exception(error)[-6:])
+            outcome.findings.append(f"{route}: {type(error).__name__} is no refusal: {told}")
     after = model.state_dict()
     if not all(torch.equal(each, after[name]) or each.isnan().any() for name, each in before.items()):
         outcome.findings.append("certifying changed the model's tensors")
     if outcome.bounds:
-        _hold(program, outcome)
-    outcome.seconds = time.perf_counter() - begin
+        _hold(program, double, outcome)
+    if outcome.findings and before:
+        outcome.findings.append(f"with {before}")
     return outcome
 
 
-def _hold(program, outcome):
+def _hold(program, double, outcome):
     """Slopes of the model in float64 against the bounds."""
-    double = program.in_double()
 
     def function(x):
         with Promoted():
