@@ -160,6 +160,13 @@ def masked_fill(context: Context, x: Traced, mask: Any, value: Any) -> Traced:
     return where(context, mask, value, x)
 
 
+@rule("index_fill")
+def index_fill(context: Context, x: Traced, dim: int, index: torch.Tensor, value: Any) -> Traced:
+    """A known number at known positions of a dimension."""
+    blank = torch.zeros(x.index.shape, dtype=torch.bool)
+    return masked_fill(context, x, blank.index_fill(dim, index, True), value)
+
+
 @rule("_to_copy", "to", "type_as", "_conj", "resolve_conj", "resolve_neg", "lift", "lift_fresh", "real")
 def change_type(context: Context, x: Traced, *args: Any, **kwargs: Any) -> Traced:
     """A change of dtype or device; the walk refuses one that rounds."""

@@ -86,6 +86,7 @@ OPERATORS = {
         lambda m, x: torch.linalg.norm(x, dim=(1, 2), keepdim=True) + torch.linalg.norm(x, dim=1)[:, None], (2, 3)
     ),
     "zeros_in_place": of(lambda m, x: zeroed(x).tanh(), (2, 3)),
+    "filled_at_positions": of(lambda m, x: x.index_fill(2, torch.tensor([0, 2]), 0.7).tanh(), (2, 3)),
     "padded_by_a_number": (lambda: nn.Sequential(nn.ConstantPad1d((1, 2), 0.7), nn.Tanh()), (2, 3)),
     "nothing_is_left": of(lambda m, x: x.tanh() - x.tanh().mean(1, keepdim=True), (1,)),
     "sync_batch_norm": (lambda: randomized_norm(nn.SyncBatchNorm, 3), (3, 2)),

@@ -146,6 +146,13 @@ def masked_fill(context: Context, x: Value, mask: Any, value: Any) -> Value:
     return where(context, mask, value, x)
 
 
+@rule("index_fill")
+def index_fill(context: Context, x: Value, dim: int, index: torch.Tensor, value: Any) -> Value:
+    """A known number at known positions of a dimension."""
+    blank = torch.zeros(x.index.shape, dtype=torch.bool)
+    return masked_fill(context, x, blank.index_fill(dim, index, True), value)
+
+
 @rule("_to_copy", "to", "type_as", "_conj", "resolve_conj", "resolve_neg", "lift", "lift_fresh", "real")
 def change_type(context: Context, x: Value, *args: Any, **kwargs: Any) -> Value:
     """A change of dtype or device; the walk refuses one that rounds."""
