@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ class ConstrainedWeights:
         self._held: Arguments | None = None
         self._watched: Watched | None = None
         self._linear: StoredWeights | None = None
+        self._part: nn.Module | None = None
         self._parameters: dict[str, nn.Parameter] = {}
         self._readable: frozenset[str] = frozenset()
         self._prefix = self._mark = ""  # of the model's names, and of those in here
@@ -64,7 +66,15 @@ class ConstrainedWeights:
             )
         if self._watched is not None:
             self._watched.follow()
+        self._look_up()
         return self._linear
+
+    def _look_up(self) -> None:
+        """The parameters may be other objects by now: of a model that was moved to some devices, or with new ones."""
+        part = self._part
+        for name in self._parameters if part is not None else ():
+            with contextlib.suppress(AttributeError):
+                self._parameters[name] = part.get_parameter(name)  # type: ignore[union-attr]
 
     def start(self, model: LightningModule) -> None:
         """Find the submodule; trace it if its input is known, else listen for the first call.
@@ -109,7 +119,7 @@ class ConstrainedWeights:
 
     def rest(self) -> None:
         """Let go of the model until :meth:`prepare`."""
-        self._linear, self._parameters, self._known = None, {}, {}
+        self._linear, self._part, self._parameters, self._known = None, None, {}, {}
         if self._watched is not None:
             self._watched.rest()
 
@@ -146,7 +156,7 @@ class ConstrainedWeights:
         path = next(name for name, module in model.named_modules() if module is target)
         self._prefix = f"{path}." if path else ""
         self._mark = "" if chosen is target else PART
-        self._parameters = {name: chosen.get_parameter(name) for name in linear.parameter_names}
+        self._part, self._parameters = chosen, {name: chosen.get_parameter(name) for name in linear.parameter_names}
         tensors = (*target.named_parameters(remove_duplicate=False), *target.named_buffers(remove_duplicate=False))
         self._readable = frozenset(self._mark + name for name, _ in tensors)
         return linear
@@ -190,6 +200,7 @@ class ConstrainedWeights:
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """The live parameters behind the matrices."""
+        self._look_up()
         return self._parameters
 
     def is_trained_by(self, optimizer: Optimizer) -> bool:

@@ -92,7 +92,8 @@ def first_samples(arguments: Any, rows: int, like: Any = None) -> Any:
 
 
 def plain(arguments: Arguments | None, chosen: Any) -> Arguments | None:
-    """As a checkpoint can hold them: a few samples, and only tensors and plain values; None where there are others.
+    """As a checkpoint can hold them: a few samples, and only tensors, on the CPU, and plain values; None where there
+    are others.
 
     Args:
         arguments: of one call.
@@ -105,7 +106,8 @@ def plain(arguments: Arguments | None, chosen: Any) -> Arguments | None:
         return None
     fixed = {len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) != len(chosen)}
     rows = next(n for n in range(2, len(fixed) + 3) if n not in fixed)  # none may look as if it counted samples
-    return first_samples(arguments, rows, chosen)  # type: ignore[no-any-return]
+    few: Arguments = first_samples(arguments, rows, chosen)
+    return tree_map(lambda each: each.cpu() if isinstance(each, Tensor) else each, few)  # type: ignore[no-any-return]
 
 
 class _Hook:

@@ -64,6 +64,26 @@ def test_averaged_weights_saved_after_the_fit(weights_only, average, method, fit
     assert bound_of(tmp_path / "after.ckpt") <= ALLOWED
 
 
+class Renews(Callback):
+    """Other parameter objects, as a model gets them that is moved from some kinds of devices."""
+
+    def __init__(self, hook):
+        setattr(self, hook, self._renew)
+
+    def _renew(self, trainer, pl_module, *_):
+        for layer in (pl_module.net[0], pl_module.net[2]):
+            layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+
+
+@BOTH
+def test_parameters_that_are_other_objects_when_the_fit_ends(method, fit, tmp_path):
+    module = steep()
+    trainer = fit(module, method(), Renews("on_train_end"))
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    assert bound_of(tmp_path / "after.ckpt") <= ALLOWED
+    assert ll.certify(module, torch.zeros(2, INPUTS)).upper_bound <= ALLOWED
+
+
 def loaded_by_test(trainer, module, raw):
     trainer.test(module, loader(), ckpt_path=raw, verbose=False)
 
