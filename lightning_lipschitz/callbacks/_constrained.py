@@ -14,6 +14,7 @@ from lightning_lipschitz._lightning import LightningModule, MisconfigurationExce
 from lightning_lipschitz.callbacks._choice import Choice
 from lightning_lipschitz.callbacks._inputs import Arguments
 from lightning_lipschitz.callbacks._target import find_target
+from lightning_lipschitz.callbacks._ties import aliases
 from lightning_lipschitz.callbacks._watch import Watched
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction.undisturbed import unwrapped
@@ -46,7 +47,8 @@ class ConstrainedWeights:
         self._parameters: dict[str, nn.Parameter] = {}
         self._readable: frozenset[str] = frozenset()
         self._prefix = self._mark = ""  # of the model's names, and of those in here
-        self._known: dict[tuple[int, int], frozenset[int]] = {}
+        self._aliases: dict[str, str] = {}
+        self._frozen: tuple[bool, ...] = ()
 
     @property
     def traced(self) -> bool:
@@ -119,7 +121,7 @@ class ConstrainedWeights:
 
     def rest(self) -> None:
         """Let go of the model until :meth:`prepare`."""
-        self._linear, self._part, self._parameters, self._known = None, None, {}, {}
+        self._linear, self._part, self._parameters, self._aliases = None, None, {}, {}
         if self._watched is not None:
             self._watched.rest()
 
@@ -146,6 +148,13 @@ class ConstrainedWeights:
                 self._linear = self._trace(model, watched)
         return self.traced
 
+    def has_thawed(self, model: LightningModule) -> bool:
+        """Whether other layers are frozen than when the submodule was traced; then it is traced anew."""
+        if self._linear is None or self._frozen == _frozen(find_target(model, self._name, self._owner)):
+            return False
+        self._linear = None
+        return self.trace(model)
+
     def _trace(self, model: LightningModule, watched: Watched) -> StoredWeights:
         target = unwrapped(find_target(model, self._name, self._owner))
         chosen, example = watched.part(model)
@@ -153,9 +162,11 @@ class ConstrainedWeights:
         linear = stored_weights(chosen, example, reader=lambda: watched.reader(model))
         if self._max_lipschitz is not None:
             linear.require_reachable(self._max_lipschitz)
+        self._frozen = _frozen(target)
         path = next(name for name, module in model.named_modules() if module is target)
         self._prefix = f"{path}." if path else ""
         self._mark = "" if chosen is target else PART
+        self._aliases = aliases(model, [self._named(name) for name in linear.parameter_names])
         self._part, self._parameters = chosen, {name: chosen.get_parameter(name) for name in linear.parameter_names}
         tensors = (*target.named_parameters(remove_duplicate=False), *target.named_buffers(remove_duplicate=False))
         self._readable = frozenset(self._mark + name for name, _ in tensors)
@@ -177,8 +188,9 @@ class ConstrainedWeights:
         return {name: tensor.detach() for name, tensor in found.items() if tensor is not None}
 
     def whole(self, tensors: Tensors) -> dict[str, Tensor]:
-        """The inverse: names of the submodule as names of the whole model."""
-        return {self._named(name): tensor for name, tensor in tensors.items()}
+        """The inverse: names of the submodule as names of the whole model, and whatever else is tied to them there."""
+        named = {self._named(name): tensor for name, tensor in tensors.items()}
+        return named | {other: named[name] for other, name in self._aliases.items() if name in named}
 
     def _named(self, name: str) -> str:
         return self._prefix + name.removeprefix(self._mark)
@@ -204,15 +216,8 @@ class ConstrainedWeights:
         return self._parameters
 
     def is_trained_by(self, optimizer: Optimizer) -> bool:
-        trained = self._trained(optimizer)
+        trained = _trained(optimizer)
         return any(id(parameter) in trained for parameter in self._parameters.values())
-
-    def _trained(self, optimizer: Optimizer) -> frozenset[int]:
-        """What the optimizer trains, by identity; looked up anew when it has got more of it."""
-        key = id(optimizer), sum(len(group["params"]) for group in optimizer.param_groups)
-        if key not in self._known:
-            self._known[key] = frozenset(id(p) for group in optimizer.param_groups for p in group["params"])
-        return self._known[key]
 
     def add_gradient(self, optimizer: Optimizer, directions: Sequence[Tensor], scale: float) -> None:
         """Add ``scale * directions``, one a matrix, to the gradients of the parameters that ``optimizer`` trains.
@@ -221,7 +226,7 @@ class ConstrainedWeights:
         """
         if not any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
             return
-        trained = self._trained(optimizer)
+        trained = _trained(optimizer)
         for parameter, gradient in self._pulled_back(directions):
             if id(parameter) not in trained or not parameter.requires_grad:
                 continue
@@ -263,3 +268,14 @@ class Swap:
         for parameter, value in self._kept:
             parameter.copy_(value)
         self._kept = []
+
+
+def _trained(optimizer: Optimizer) -> frozenset[int]:
+    """What the optimizer trains, by identity; it may get more of it at any time."""
+    return frozenset(id(p) for group in optimizer.param_groups for p in group["params"])
+
+
+def _frozen(target: nn.Module) -> tuple[bool, ...]:
+    """Of its parameters in order; all trained, where none is: such a model is at rest, and all of it may give way."""
+    trained = tuple(parameter.requires_grad for parameter in target.parameters())
+    return trained if any(trained) else (True,) * len(trained)

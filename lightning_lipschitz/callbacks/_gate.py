@@ -87,8 +87,10 @@ class Gate:
         plain = to_plain(written.certificate.at(trainer.current_epoch, trainer.global_step))
         if "callbacks" in checkpoint:  # a file that training can go on from
             plain[TRAINING] = self._weights.whole({name: tensors[name].clone() for name in written.tensors})
+        mine = {name: tensors[name] for name in self._weights.parameters if name in tensors}
         moved = {name: value.to(tensors[name].device) for name, value in written.tensors.items()}
-        checkpoint["state_dict"].update(self._weights.whole(moved))
+        whole, state = self._weights.whole({**mine, **moved}), checkpoint["state_dict"]
+        state.update({name: value for name, value in whole.items() if name in state})
         checkpoint[self.key] = plain
 
     def _warn_of_others(self, written: Written) -> None:

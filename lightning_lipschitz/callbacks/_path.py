@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from lightning_lipschitz.callbacks._constrained import ConstrainedWeights
@@ -32,6 +32,7 @@ class Path:
         self._weights, self._bound = weights, max_lipschitz
         self._interior: Inside | None = None
         self._before: dict[str, Tensor] | None = None
+        self._held = False
         self._handles: list[RemovableHandle] = []
         self.steps = self.shortened = self.all_steps = self.all_shortened = 0
         self.highest_rate, self.factor = 0.0, 1.0
@@ -71,16 +72,29 @@ class Path:
             self._write(self._weights.linear.encode([w.double() for w in start.weights], self._weights.parameters))
         self._interior = self._inside([q.exp() for q in start.log_multipliers])
 
-    def watch(self, optimizers: Sequence[Optimizer], after_step: Callable[..., None]) -> None:
-        """Have ``after_step`` called when an optimizer that trains the weights has stepped."""
+    def leave(self) -> None:
+        """Forget the way so far, for other weights are trained from now on; the counts go on."""
+        self._interior = self._before = None
+
+    def watch(self, before_step: Callable[..., None], after_step: Callable[..., None]) -> None:
+        """Have these called around the steps of every optimizer, whoever made it and whatever it trains by then."""
         self.close()
-        mine = [optimizer for optimizer in optimizers if self._weights.is_trained_by(optimizer)]
-        self._handles = [optimizer.register_step_post_hook(after_step) for optimizer in mine]
+        self._handles = [register_optimizer_step_pre_hook(before_step), register_optimizer_step_post_hook(after_step)]
 
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def was_held(self) -> bool:
+        """Whether a step was kept inside since the last call."""
+        held, self._held = self._held, False
+        return held
+
+    @property
+    def stepping(self) -> bool:
+        """Whether it is known where the step that is under way has started."""
+        return self._before is not None
 
     # A step
 
@@ -100,6 +114,7 @@ class Path:
         before, self._before = self._before, None
         if before is None:
             return
+        self._held = True
         shortened = not self.interior.contains(self._weights.matrices())
         if shortened:
             self._shorten(before)

@@ -51,5 +51,5 @@ def written_into(trainer: Trainer, root: nn.Module) -> Iterator[None]:
             tensors = callback.written(root)
             swap = Swap()
             stack.callback(swap.back)
-            swap.put(parameters, tensors)
+            swap.put(parameters, {name: tensor for name, tensor in tensors.items() if name in parameters})
         yield

@@ -17,6 +17,7 @@ from lightning_lipschitz.callbacks._constrained import ConstrainedWeights
 from lightning_lipschitz.callbacks._gate import Gate
 from lightning_lipschitz.callbacks._inputs import Arguments
 from lightning_lipschitz.callbacks._labels import choose_prefix
+from lightning_lipschitz.callbacks._overlap import refuse_overlap, refuse_pruning
 from lightning_lipschitz.callbacks._ranks import Ranks
 from lightning_lipschitz.callbacks._report import Report, Values
 from lightning_lipschitz.callbacks._target import refuse_sharded
@@ -77,6 +78,7 @@ class ConstrainedTraining(Callback):
         self._begin()
         owner = type(self).__name__
         refuse_sharded(trainer, owner)
+        refuse_pruning(owner, trainer.callbacks)  # type: ignore[attr-defined]
         siblings = [callback for callback in trainer.callbacks if isinstance(callback, type(self))]  # type: ignore[attr-defined]
         prefix = choose_prefix(self, siblings, self.base)
         self._report = Report(prefix, self.prog_bar, None)
@@ -92,14 +94,23 @@ class ConstrainedTraining(Callback):
             return
         for optimizer in trainer.optimizers:
             _refuse_closures(optimizer, type(self).__name__)
+        others = [c for c in trainer.callbacks if isinstance(c, ConstrainedTraining) and c is not self]  # type: ignore[attr-defined]
+        refuse_overlap(self, others, pl_module)
         self._fit.weights.start(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if pl_module._trainer is not trainer:
             # Another Trainer has run on the module in a hook. Lightning would call *its* hooks before optimizer steps.
             pl_module.trainer = trainer
-        if self._fit is not None and not self._fit.weights.traced:
+        if self._fit is None:
+            return
+        if self._fit.weights.has_thawed(pl_module):
+            self._forget()
+        if not self._fit.weights.traced:
             self._fit.batch = batch
+
+    def _forget(self) -> None:
+        """Other weights are trained from now on than before: what was found for those is of no use."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

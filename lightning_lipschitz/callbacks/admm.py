@@ -89,8 +89,9 @@ class LipschitzADMM(ConstrainedTraining):
         certificate: the last, of the weights as they are written.
 
     Raises:
-        MisconfigurationException: an argument; a ``module`` that does not exist; LBFGS; FSDP, DeepSpeed or model
-            parallelism, which this does not support yet.
+        MisconfigurationException: an argument; a ``module`` that does not exist; LBFGS; ``ModelPruning``; another
+            callback that holds some of the same weights to a bound; FSDP, DeepSpeed or model parallelism, which this
+            does not support yet.
         LipschitzError: at the start of the fit, or after the first batch: the submodule cannot be read, or holds
             layers that cannot be projected. While saving: weights that are NaN cannot meet any bound.
 
@@ -159,6 +160,9 @@ class LipschitzADMM(ConstrainedTraining):
 
     def _multipliers(self) -> Multipliers | None:
         return None if self._consensus is None else self._consensus.multipliers
+
+    def _forget(self) -> None:
+        self._consensus = None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         fit = self._fit

@@ -28,6 +28,8 @@ class LipschitzBarrier(ConstrainedTraining):
     2022). The multipliers :math:`\lambda` are trained along, by Newton steps. An optimizer step that would leave the
     set is halved until it does not, so the weights in training, every checkpoint and the final module meet the bound,
     and resuming needs nothing special. Weights that start outside are first moved to the nearest certified ones.
+    That holds for every optimizer of torch, whoever makes it and calls its ``step``, and for layers that are frozen at
+    first and trained later; frozen layers of a model that is trained stay as they are.
 
     Compared with :class:`LipschitzADMM`: the live weights are certified, not only what is written; each step costs a
     factorisation of every layer (of one matrix of all inputs and units, where the model is no chain of ``nn.Linear``),
@@ -64,8 +66,9 @@ class LipschitzBarrier(ConstrainedTraining):
         certificate: the last, of the weights as they are written.
 
     Raises:
-        MisconfigurationException: an argument; a ``module`` that does not exist; LBFGS; FSDP, DeepSpeed or model
-            parallelism, which this does not support yet.
+        MisconfigurationException: an argument; a ``module`` that does not exist; LBFGS; ``ModelPruning``; another
+            callback that holds some of the same weights to a bound; FSDP, DeepSpeed or model parallelism, which this
+            does not support yet.
         LipschitzError: at the start of the fit, or in the first batch: the submodule cannot be read, or holds layers
             that cannot be projected.
 
@@ -111,6 +114,50 @@ class LipschitzBarrier(ConstrainedTraining):
             self._path = Path(self._fit.weights, self.max_lipschitz)
             self._fit.author.hint = self._path.multipliers
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        path = self._path
+        if path is None:
+            return
+
+        def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # With a closure, which Lightning's loops have, the gradient is not there yet: `on_before_optimizer_step`
+            # follows. Without one, it has been there, or this is a step that Lightning does not know of.
+            closed = len(args) > 1 or kwargs.get("closure") is not None
+            if not closed and not path.stepping and self._concerns(optimizer, pl_module):
+                self.on_before_optimizer_step(trainer, pl_module, optimizer)
+
+        def after(optimizer: Optimizer, *_: Any) -> None:
+            if path.stepping:
+                path.after_step()
+            elif self._fit is not None and self._concerns(optimizer, pl_module):
+                self._return(trainer, pl_module, self._fit, path)
+
+        path.watch(before, after)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        # where an optimizer has stepped, that was looked at; what moves weights by hand has no hooks
+        if self._fit is not None and self._path is not None and self._path.entered and not self._path.was_held():
+            self._return(trainer, pl_module, self._fit, self._path)
+
+    def _concerns(self, optimizer: Optimizer, pl_module: LightningModule) -> bool:
+        """Whether it trains the weights, or the model that holds them while it is not known which these are."""
+        if self._fit is not None and self._fit.weights.traced:
+            return self._fit.weights.is_trained_by(optimizer)
+        known = {id(parameter) for parameter in pl_module.parameters()}
+        return any(id(parameter) in known for group in optimizer.param_groups for parameter in group["params"])
+
+    def _return(self, trainer: Trainer, pl_module: LightningModule, fit: Fit, path: Path) -> None:
+        """Back into the set, should something have moved the weights in a way that could not be followed."""
+        if self._ready(fit, pl_module) and not path.inside():
+            self._enter(trainer, fit, path)
+
+    def _forget(self) -> None:
+        if self._path is not None:
+            self._path.leave()
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         fit, path = self._fit, self._path
         if fit is None or path is None or not self._ready(fit, pl_module):
@@ -145,15 +192,10 @@ class LipschitzBarrier(ConstrainedTraining):
         if stage == "fit":
             self._path = None
 
-    def _after_step(self, *_: Any) -> None:
-        if self._path is not None:
-            self._path.after_step()
-
     # Into the set, and out of the fit
 
     def _enter(self, trainer: Trainer, fit: Fit, path: Path) -> None:
-        """Move the weights inside, on every rank alike, and watch the optimizers from now on."""
-        path.watch(trainer.optimizers, self._after_step)
+        """Move the weights inside, on every rank alike."""
         restored, self._restored = self._restored, None
         if restored is not None and path.resume(restored):
             return

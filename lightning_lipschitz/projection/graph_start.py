@@ -96,7 +96,9 @@ def _logs(form: Form, values: Sequence[Array]) -> Tensor:
 
 def _unreachable(least: float, max_lipschitz: float) -> ProjectionError:
     reason = (
-        f"what has no weights, such as skip connections, has a Lipschitz bound of {least:.4g} alone, not below the "
-        f"{max_lipschitz:.4g} asked for."
+        f"what no weight in training can change, such as skip connections and frozen layers, has a Lipschitz bound of"
+        f" {least:.4g} alone, not below the {max_lipschitz:.4g} asked for."
     )
-    return ProjectionError("", "model", reason, "Ask for a larger bound, or scale the skip connections down.")
+    return ProjectionError(
+        "", "model", reason, "Ask for a larger bound, scale the skip connections down, or unfreeze more layers."
+    )

@@ -45,8 +45,8 @@ class GraphWeights(StoredWeights):
         extractor: of the same model, if there is one already.
 
     Raises:
-        ProjectionError: it is too large; the larger of two tensors, a layer norm with weights; a frozen or parametrised
-            weight. Names the submodule.
+        ProjectionError: it is too large; the larger of two tensors, a layer norm with weights; a parametrised weight,
+            or one that is frozen in part. Names the submodule.
         LipschitzError: as the extractor.
 
     Example:
@@ -65,9 +65,8 @@ class GraphWeights(StoredWeights):
             parameters = _acting(self._model, linearised)
         except NotLinearisedError as error:
             raise not_yet(error) from error
-        self._codes = _codes(self._model, parameters)
+        self._codes = _thawed(self._model, _codes(self._model, parameters))
         self.names = tuple(dict.fromkeys(owner(self._model, name)[0] for name in self.parameter_names))
-        self._check_frozen()
         self._check(network, linearised)
 
     def map(self, tensors: Mapping[str, Tensor] | None = None) -> GraphMap:
@@ -110,15 +109,6 @@ class GraphWeights(StoredWeights):
         if size > LARGEST:
             reason = f"its {size} inputs and units are more than the {LARGEST} that explicit matrices allow so far."
             raise ProjectionError("", name_of(self._model), reason, SMALLER)
-
-    def _check_frozen(self) -> None:
-        """A wholly frozen model is one at rest; a partly frozen one says that some weights must stay."""
-        tensors = self.tensors()
-        frozen = [name for name, tensor in tensors.items() if not tensor.requires_grad]
-        if frozen and len(frozen) < len(tensors):
-            path, module, _ = owner(self._model, frozen[0])
-            advice = "Set requires_grad to True, or freeze all layers."
-            raise ProjectionError(path, type(module).__name__, "its weight is frozen.", advice)
 
     def _check(self, network: Network, linearised: Linearised) -> None:
         """The differentiable map gives the matrices of the extractor."""
@@ -178,3 +168,16 @@ def _codes(model: nn.Module, parameters: Sequence[tuple[str, ...]]) -> list[Code
             each = Plain(names[0], names[1:])
         found[each.names] = each
     return list(found.values())
+
+
+def _thawed(model: nn.Module, codes: Sequence[Code]) -> list[Code]:
+    """Those that may give way. A wholly frozen model is one at rest; of a partly frozen one, the frozen ones stay."""
+    trained = [[model.get_parameter(name).requires_grad for name in code.names] for code in codes]
+    if not any(map(any, trained)):
+        return list(codes)
+    for each, flags in zip(codes, trained, strict=True):
+        if any(flags) and not all(flags):
+            path, module, _ = owner(model, each.names[0])
+            advice = f"Freeze or train {' and '.join(f'`{name}`' for name in each.names)} together."
+            raise ProjectionError(path, type(module).__name__, "its weight is frozen in part.", advice)
+    return [each for each, flags in zip(codes, trained, strict=True) if all(flags)]

@@ -38,7 +38,7 @@ class LinearWeights(StoredWeights):
         extractor: of the same model, if there is one already.
 
     Raises:
-        NotAChainError: a matrix of the network is not the weight of an ``nn.Linear``, used once.
+        NotAChainError: a matrix of the network is not the weight of an ``nn.Linear``, used once, or some are frozen.
         ProjectionError: a weight cannot be written; names the submodule.
         LipschitzError: as the extractor.
 
@@ -56,8 +56,7 @@ class LinearWeights(StoredWeights):
         self.names = tuple(path for path, _ in linear)
         network = self.network()
         self._codes = [code(path, module) for path, module in linear]
-        self._check(network)
-        _check_frozen(linear)
+        self._check(network, _is_partly_frozen(linear))
 
     def require_reachable(self, max_lipschitz: float) -> None:
         """Always: with zero weights a chain has the bound zero."""
@@ -91,11 +90,19 @@ class LinearWeights(StoredWeights):
         """See :class:`.interior.Interior`."""
         return Interior(multipliers, max_lipschitz, slopes_of(network))
 
-    def _check(self, network: Network) -> None:
+    def _check(self, network: Network, partly_frozen: bool) -> None:
         """Every matrix of the network is the weight of the linear layer of the same place, entry by entry."""
+        stored = self.tensors().keys() >= set(self.parameter_names)  # a mask of pruning, say, makes a weight of others
         tied = len({id(parameter) for parameter in self.tensors().values()}) < len(self.tensors())
         repeated = len(set(self.names)) < len(self.names)
-        if not tied and not repeated and network.is_chain and len(network.affines) == len(self._codes):
+        if (
+            stored
+            and not partly_frozen
+            and not tied
+            and not repeated
+            and network.is_chain
+            and len(network.affines) == len(self._codes)
+        ):
             pairs = zip(network.affines, self.read(), strict=True)
             if all(np.array_equal(a.terms[0].matrix, w.double().cpu().numpy()) for a, w in pairs):
                 return
@@ -120,11 +127,7 @@ def _visited(model: nn.Module, example_input: Any) -> list[tuple[str, nn.Linear]
     return calls
 
 
-def _check_frozen(linear: Sequence[tuple[str, nn.Module]]) -> None:
+def _is_partly_frozen(linear: Sequence[tuple[str, nn.Module]]) -> bool:
     """A wholly frozen model is one at rest; a partly frozen one says that some weights must stay."""
-    frozen = [not any(p.requires_grad for n, p in module.named_parameters() if "bias" not in n) for _, module in linear]
-    if any(frozen) and not all(frozen):
-        path = linear[frozen.index(True)][0]
-        raise ProjectionError(
-            path, "Linear", "its weight is frozen.", "Set requires_grad to True, or freeze all layers."
-        )
+    trained = [p.requires_grad for _, module in linear for n, p in module.named_parameters() if "bias" not in n]
+    return any(trained) and not all(trained)

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 import lightning_lipschitz as ll
 from lightning_lipschitz.errors import ArgumentError, NonFiniteError, ProjectionError
@@ -176,12 +176,38 @@ REFUSED = {
         lambda: convolution(parametrizations.spectral_norm),
         r"`1` \(Conv1d\).*_Spectral",
     ),
-    "frozen convolution": (partly_frozen_convolution, r"`1` \(Conv1d\).*frozen"),
-    "skip connection alone": (Skip, "skip connections, has a Lipschitz bound of 1 "),
+    "skip connection alone": (Skip, "skip connections and frozen layers, has a Lipschitz bound of 1 "),
     "no weights": (lambda: nn.Sequential(nn.ReLU(), nn.Sigmoid()), "no weights"),
     "too large": (lambda: nn.Sequential(Skip(), nn.Linear(6, 4100), nn.ReLU()), "4112 inputs and units"),
-    "partly frozen": (partly_frozen, "`2`.*frozen"),
 }
+
+
+def pruned() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    for layer in (model[0], model[2]):
+        prune.l1_unstructured(layer, "weight", 0.5)
+    return model
+
+
+@pytest.mark.parametrize("make", [partly_frozen, partly_frozen_convolution, pruned])
+def test_what_is_frozen_or_masked_stays_and_the_rest_gives_way(make):
+    model = make()
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    masks = {name: mask.clone() for name, mask in model.named_buffers()}
+    assert project(model, 0.05, X).upper_bound <= 0.05
+    assert ll.certify(model, X, rtol=1e-6).upper_bound <= 0.05 * (1 + 1e-6)
+    assert all(torch.equal(model.get_parameter(name), value) for name, value in frozen.items())
+    model(X)  # masks are applied in the forward
+    for name, mask in masks.items():
+        weight = model.get_submodule(name.partition(".")[0]).weight
+        assert not weight[mask == 0].any()
+
+
+def test_a_weight_that_is_frozen_in_part_is_refused():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
+    model[0].parametrizations.weight.original0.requires_grad_(False)
+    with pytest.raises(ProjectionError, match=r"frozen in part.*`0.parametrizations.weight.original0` and"):
+        project(model, 0.1, X)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -1,0 +1,72 @@
+"""Names that share memory with weights held to a bound: wherever these are written, the others have to follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+from lightning_lipschitz.errors import ProjectionError
+
+
+def aliases(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Of the whole model: other names of the tensors called ``names``, each with the one that it follows.
+
+    Args:
+        model: with all of its parameters and buffers.
+        names: of parameters that are written.
+
+    Raises:
+        ProjectionError: two tensors overlap in memory without being the same, as a matrix and its transpose do: a file
+            holds a value of each, and whichever is loaded last overwrites the other.
+    """
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    mine = {name: tensors[name] for name in names}
+    spans = {name: _span(tensor) for name, tensor in mine.items()}
+    found: dict[str, str] = {}
+    for other, tensor in tensors.items():
+        span = _span(tensor)
+        for name, own in spans.items():
+            if name == other or not _overlap(own, span):
+                continue
+            if not _is_same(mine[name], tensor):
+                raise _half_shared(model, name, other)
+            if other not in mine:
+                found[other] = name
+    return found
+
+
+def shared(one: Mapping[str, Tensor], other: Iterable[Tensor]) -> str | None:
+    """The first name of ``one`` whose tensor lies in the memory of some tensor of ``other``."""
+    spans = [_span(tensor) for tensor in other]
+    return next((name for name, tensor in one.items() if any(_overlap(_span(tensor), span) for span in spans)), None)
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """First byte, and the one after the last; as good as none for what has no memory."""
+    if tensor.numel() == 0 or tensor.device.type == "meta":
+        return 0, 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return start, start + (last + 1) * tensor.element_size()
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return max(one[0], other[0]) < min(one[1], other[1])
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (
+        one.data_ptr() == other.data_ptr()
+        and (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
+    )
+
+
+def _half_shared(model: nn.Module, name: str, other: str) -> ProjectionError:
+    path = name.rpartition(".")[0]
+    return ProjectionError(
+        path,
+        type(model.get_submodule(path)).__name__,
+        f"`{name}` and `{other}` share memory in different forms, and a file has room for either.",
+        "Give one of them memory of its own (`clone`), or assign one nn.Parameter to both.",
+    )

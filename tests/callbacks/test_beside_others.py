@@ -1,0 +1,343 @@
+"""Bounds beside what else holds, moves, freezes or prunes the weights."""
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import BackboneFinetuning, BaseFinetuning, ModelCheckpoint, ModelPruning
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.nn.utils import prune
+
+import lightning_lipschitz as ll
+from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, LipschitzCallback, stamped_certificates
+from tests.callbacks.files import ALLOWED, BOUND, MESSAGES, METHODS, above, bound_of
+from tests.modules import INPUTS, Classifier, Pair
+
+pytestmark = [pytest.mark.filterwarnings(message) for message in MESSAGES]
+BOTH = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+X = torch.zeros(2, INPUTS)
+
+
+def steps(folder, **options):
+    return ModelCheckpoint(folder, save_top_k=-1, filename="{step}", every_n_train_steps=2, **options)
+
+
+# Weights that are tied to something outside
+
+
+class Listed(Classifier):
+    """The same parameters a second time, after the network, so that they are loaded last."""
+
+    def __init__(self):
+        super().__init__()
+        self.again = nn.ParameterList([self.net[0].weight, self.net[2].weight])
+
+
+class Twin(Classifier):
+    """A second module with the same layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.twin = nn.Sequential(self.net[0], nn.Tanh())
+
+
+class Memory(Classifier):
+    """Another parameter, and a buffer, in the same memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Parameter(self.net[2].weight.data, requires_grad=False)
+        self.register_buffer("seen", self.net[0].weight.data)
+
+
+class Decoder(Classifier):
+    """The transpose of a weight, as a parameter of its own in the same memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Linear(8, INPUTS, bias=False)
+        self.decoder.weight = nn.Parameter(self.net[0].weight.data.t())
+
+
+@BOTH
+@pytest.mark.parametrize("weights_only", [pytest.param(False, marks=pytest.mark.slow), True], ids=["whole", "weights"])
+@pytest.mark.parametrize("make", [Listed, Twin, Memory])
+def test_weights_tied_to_the_outside(make, weights_only, method, fit, tmp_path):
+    """A file holds one value of a tensor, by whatever name it is loaded."""
+    monitor = LipschitzCallback(method="closed-form", lower_bound=False, module="net")
+    trainer = fit(make(), method(module="net"), monitor, steps(tmp_path, save_weights_only=weights_only))
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    bad, count = above(tmp_path, make, "net")
+    assert (bad, count) == ([], 5)
+
+
+def test_tied_training_weights_come_back(fit, tmp_path):
+    fit(Listed(), LipschitzADMM(BOUND, module="net", every_n_steps=3), steps(tmp_path), max_epochs=1)
+    file = torch.load(tmp_path / "step=4.ckpt", weights_only=True)
+    kept = file["admm"]["training_weights"]
+    assert torch.equal(kept["again.0"], kept["net.0.weight"])
+    assert not torch.equal(kept["again.0"], file["state_dict"]["again.0"])
+
+
+@BOTH
+def test_memory_shared_in_two_forms_is_refused(method, fit):
+    with pytest.raises(ll.errors.ProjectionError, match=r"`net\.0\.weight` and `decoder\.weight` share memory"):
+        fit(Decoder(), method(module="net"))
+
+
+# Two bounds
+
+
+@pytest.mark.parametrize("second", [LipschitzADMM, LipschitzBarrier])
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [(Classifier, ("", "net.0")), (Classifier, ("net", "")), (Twin, ("net", "twin")), (Pair, ("net", ""))],
+)
+def test_two_bounds_on_the_same_weights_are_refused(make, names, second, fit):
+    with pytest.raises(MisconfigurationException, match=r"`LipschitzADMM.*and.*hold the same weights, `.*weight`"):
+        fit(make(), LipschitzADMM(1.0, module=names[0]), second(2.0, module=names[1]))
+
+
+def test_two_methods_on_the_same_module_are_refused(fit):
+    with pytest.raises(MisconfigurationException, match=r"LipschitzBarrier\(module=''\)"):
+        fit(Classifier(), LipschitzADMM(3.0), LipschitzBarrier(3.0))
+
+
+@pytest.mark.parametrize("kinds", [(LipschitzADMM, LipschitzADMM), (LipschitzBarrier, LipschitzADMM)])
+def test_two_bounds_on_two_parts(kinds, fit, tmp_path):
+    parts = ("encoder", "net")
+    callbacks = [kind(BOUND, module=part) for kind, part in zip(kinds, parts, strict=True)]
+    fit(Pair(), *callbacks, steps(tmp_path)).save_checkpoint(tmp_path / "after.ckpt")
+    files = sorted(tmp_path.glob("*.ckpt"))
+    assert len(files) == 5
+    for path in files:
+        file = torch.load(path, weights_only=True)
+        model = Pair()
+        model.load_state_dict(file["state_dict"])
+        stamps = stamped_certificates(file)
+        keys = [f"{kind.base}/{part}" for kind, part in zip(kinds, parts, strict=True)]
+        for key, part in zip(keys, parts, strict=True):
+            stamp = stamps.get(key) or stamps[key.partition("/")[0]]
+            assert ll.verify(stamp, model.get_submodule(part), X) <= ALLOWED
+
+
+# Live weights under the barrier, in every loop
+
+
+class Live(Classifier):
+    """Notes the bound of the live weights after every batch."""
+
+    def __init__(self, lr=0.5):
+        super().__init__(lr=lr)
+        self.bounds = []
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.bounds.append(ll.certify(self.net, X, rtol=1e-6).upper_bound)
+
+
+class Raw(Live):
+    """Manual optimization, with torch's own optimizer."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        self.move(self.optimizers(use_pl_optimizer=False), self._loss(batch))
+
+    def move(self, optimizer, loss):
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+
+class Own(Raw):
+    """An optimizer that the Trainer has never seen, new in every step."""
+
+    def configure_optimizers(self):
+        return None
+
+    def training_step(self, batch, batch_idx):
+        self.move(torch.optim.SGD(self.net.parameters(), 2.0), self._loss(batch))
+
+
+class Closure(Raw):
+    """A raw optimizer that computes its loss in a closure."""
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers(use_pl_optimizer=False)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = self._loss(batch)
+            self.manual_backward(loss)
+            return loss
+
+        optimizer.step(closure)
+
+
+class ByHand(Raw):
+    """No optimizer at all."""
+
+    def configure_optimizers(self):
+        return None
+
+    def move(self, optimizer, loss):
+        self.manual_backward(loss)
+        with torch.no_grad():
+            for parameter in self.net.parameters():
+                parameter -= 2.0 * parameter.grad
+                parameter.grad = None
+
+    def training_step(self, batch, batch_idx):
+        self.move(None, self._loss(batch))
+
+
+class Wrapped(Raw):
+    """Manual optimization by Lightning's wrapper."""
+
+    def training_step(self, batch, batch_idx):
+        self.move(self.optimizers(), self._loss(batch))
+
+
+@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
+@pytest.mark.parametrize("make", [Live, Raw, Own, Closure, Wrapped])
+def test_live_weights_stay_inside_in_every_loop(make, fit):
+    torch.manual_seed(0)
+    fit(module := make(), LipschitzBarrier(BOUND))
+    assert len(module.bounds) == 8
+    assert max(module.bounds) <= BOUND * (1 + 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
+def test_weights_moved_without_an_optimizer_are_brought_back(fit):
+    class Known(ByHand):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if batch_idx or self.current_epoch:  # the first step of any optimizer is what moves the weights inside
+                super().on_train_batch_end(outputs, batch, batch_idx)
+
+        def training_step(self, batch, batch_idx):
+            if batch_idx or self.current_epoch:
+                return super().training_step(batch, batch_idx)
+            torch.optim.SGD(self.net.parameters(), 0.0).step()
+
+    fit(module := Known(), LipschitzBarrier(BOUND))
+    assert max(module.bounds) <= BOUND * (1 + 1e-6)
+
+
+def test_no_hook_is_left_behind(fit):
+    class Fails(Raw):
+        def training_step(self, batch, batch_idx):
+            super().training_step(batch, batch_idx)
+            if batch_idx == 2:
+                raise ValueError("a mistake of the user's")
+
+    from torch.optim import optimizer
+
+    fit(Raw(), LipschitzBarrier(BOUND), max_epochs=1)
+    with pytest.raises(ValueError, match="a mistake"):
+        fit(Fails(), LipschitzBarrier(BOUND))
+    assert not optimizer._global_optimizer_pre_hooks
+    assert not optimizer._global_optimizer_post_hooks
+
+
+# Frozen layers
+
+
+class Thaws(BaseFinetuning):
+    """Freezes some layers and trains them from the second epoch on."""
+
+    def __init__(self, *paths, lr=1.0):
+        super().__init__()
+        self.paths, self.lr = paths, lr
+
+    def freeze_before_training(self, pl_module):
+        for path in self.paths:
+            self.freeze(pl_module.get_submodule(path))
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        if epoch == 1:
+            for path in self.paths:
+                self.unfreeze_and_add_param_group(pl_module.get_submodule(path), optimizer, lr=self.lr)
+
+
+class Tuned(Live):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))  # there is always something to train
+
+    def _loss(self, batch):
+        return nn.functional.cross_entropy(self(batch[0]) * self.scale, batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], 0.5)
+
+
+@BOTH
+@pytest.mark.parametrize("paths", [["net.0"], pytest.param(["net.2"], marks=pytest.mark.slow), ["net"]], ids=str)
+def test_frozen_layers_stay_and_are_trained_later(paths, method, fit, tmp_path):
+    torch.manual_seed(1)
+    module, mine = Tuned(), method(module="net")
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    fit(module, Thaws(*paths), mine, steps(tmp_path), max_epochs=3)
+    bad, count = above(tmp_path, Tuned, "net")
+    assert (bad, count) == ([], 6)
+    if isinstance(mine, LipschitzBarrier):
+        assert max(module.bounds) <= BOUND * (1 + 1e-6)
+    file = torch.load(tmp_path / "step=4.ckpt", weights_only=True)["state_dict"]
+    for path in paths if paths != ["net"] else ():
+        assert torch.equal(file[f"{path}.weight"], before[f"{path}.weight"])
+        assert not torch.equal(module.state_dict()[f"{path}.weight"], before[f"{path}.weight"])
+
+
+class Headed(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.net = nn.Sequential(nn.Linear(INPUTS, 8), nn.Tanh()), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.net(self.backbone(x))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], 0.5)
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore:.*")
+def test_a_backbone_is_tuned_late_and_resumed(method, fit, tmp_path):
+    """Also from a file of the first epochs, when the backbone was frozen."""
+    torch.manual_seed(1)
+    for tune, resumed in ((lambda: BackboneFinetuning(1, verbose=False), ()), (lambda: Thaws("backbone"), (2, 6))):
+        folder = tmp_path / f"{len(resumed)}"
+        fit(Headed(), tune(), method(), steps(folder))
+        bad, count = above(folder, Headed)
+        assert (bad, count) == ([], 4)
+        for step in resumed:
+            trainer = fit(Headed(), tune(), method(), ckpt_path=folder / f"step={step}.ckpt", max_epochs=3)
+            trainer.save_checkpoint(tmp_path / "after.ckpt")
+            assert bound_of(tmp_path / "after.ckpt", Headed) <= ALLOWED
+
+
+# Pruning
+
+
+def pruned():
+    torch.manual_seed(1)
+    module = Classifier()
+    for layer in (module.net[0], module.net[2]):
+        prune.l1_unstructured(layer, "weight", 0.5)
+    return module
+
+
+@BOTH
+def test_pruned_before_the_fit_stays_pruned(method, fit, tmp_path):
+    fit(module := pruned(), method(), steps(tmp_path)).save_checkpoint(tmp_path / "after.ckpt")
+    bad, count = above(tmp_path, pruned)
+    assert (bad, count) == ([], 5)
+    file = torch.load(tmp_path / "after.ckpt", weights_only=True)["state_dict"]
+    for layer in (module.net[0], module.net[2]):
+        assert int((layer.weight == 0).sum()) >= layer.weight.numel() // 2
+    assert torch.equal(file["net.0.weight_mask"], module.net[0].weight_mask)
+
+
+@BOTH
+def test_pruning_in_the_middle_is_refused_at_the_start(method, fit):
+    with pytest.raises(MisconfigurationException, match=r"does not support `ModelPruning`.*Prune before the fit"):
+        fit(Classifier(), method(), ModelPruning("l1_unstructured", amount=0.2))
