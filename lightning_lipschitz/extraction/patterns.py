@@ -27,6 +27,23 @@ _TEMPLATES: list[tuple[Callable[..., Any], Template]] = [
     (F.mish, ("mul", "x", ("tanh", ("softplus", "x")))),
     (F.mish, ("mul", ("tanh", ("softplus", "x")), "x")),
 ]
+_SIX = ("relu6",), ("clamp", 0, 6), ("hardtanh", 0, 6)
+_LOGISTIC = ("add", ("exp", ("neg", "x")), 1), ("add", 1, ("exp", ("neg", "x")))
+_EXPONENTIAL = ("add", ("exp", "x"), 1), ("add", 1, ("exp", "x"))
+_TEMPLATES += [
+    *((F.silu, ("div", "x", each)) for each in _LOGISTIC),
+    *((torch.sigmoid, ("reciprocal", each)) for each in _LOGISTIC),
+    *((F.softplus, ("log", each)) for each in _EXPONENTIAL),
+    (F.softplus, ("log1p", ("exp", "x"))),
+    *((F.hardswish, ("div", ("mul", "x", (name, ("add", "x", 3), *ends)), 6)) for name, *ends in _SIX),
+    *((F.leaky_relu, ("where", (name, "x", 0), "x", ("mul", "x", "slope"))) for name in ("gt", "ge")),
+    *((F.relu, ("where", (name, "x", 0), "x", 0)) for name in ("gt", "ge")),
+    *((F.relu, ("mul", "x", (name, "x", 0))) for name in ("gt", "ge")),
+    *((F.relu, ("masked_fill", "x", (name, "x", 0), 0)) for name in ("lt", "le")),
+]
+_FURTHER = {F.softplus: (1.0, 40.0)}  # past this threshold PyTorch's jump is rounding in float64 too
+_OF_TWO = {torch.ops.aten.max.other: torch.ops.aten.maximum.default}
+_OF_TWO[torch.ops.aten.min.other] = torch.ops.aten.minimum.default
 _CHECKS = (
     "_assert_tensor_metadata",
     "_assert_scalar",
@@ -49,17 +66,22 @@ def fuse(graph: torch.fx.Graph) -> None:
         if operator_name(node.target) in _CHECKS:
             graph.erase_node(node)
     for node in graph.nodes:
+        if node.target in _OF_TWO:
+            node.target = _OF_TWO[node.target]
+            continue
         for function, template in _TEMPLATES:
             bound: dict[str, Any] = {}
             if _matches(template, node, bound):
                 node.target = function
-                node.args = (bound.pop("x"), *bound.values())
+                node.args = (bound.pop("x"), *bound.values(), *_FURTHER.get(function, ()))
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
 
 
 def _matches(template: Any, value: Any, bound: dict[str, Any]) -> bool:
     if isinstance(template, str):
         if isinstance(value, torch.fx.Node) != (template == "x"):
+            return False
+        if template != "x" and type(value) not in (int, float):
             return False
         return bool(operator.eq(bound.setdefault(template, value), value))
     if not isinstance(template, tuple):

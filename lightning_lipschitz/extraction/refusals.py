@@ -1,4 +1,4 @@
-"""Why an operator has no rule: never (no finite constant), replace (an equivalent works), or not yet."""
+"""Why an operator has no rule: never, replace (an equivalent works), or not yet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ _STEEP = "Its slope is unbounded."
 _JUMP = "It jumps, and a jump is steeper than any constant."
 _ATTENTION = "Dot-product attention is not Lipschitz on an unbounded domain (Kim, Papamakarios and Mnih 2021)."
 
-_NEVER = {
+_TAMED = "What surrounds it may tame it, which is read only in known activations: write them with torch.nn.functional."
+
+_NOT_ALONE = {
     _PRODUCT: (
         "mul matmul mm bmm baddbmm addmm addbmm mv dot vdot inner outer einsum bilinear _trilinear addcmul addr kron"
     ),
@@ -27,6 +29,8 @@ _NEVER = {
         "fake_quantize_per_tensor_affine fake_quantize_per_channel_affine quantize_per_tensor "
         "remainder fmod bucketize isnan isfinite logical_not logical_and logical_or bitwise_not any all nonzero signbit"
     ),
+}
+_NEVER = {
     _ATTENTION: (
         "scaled_dot_product_attention _native_multi_head_attention _scaled_dot_product_flash_attention_for_cpu"
     ),
@@ -39,7 +43,15 @@ _NOT_YET = {
     "Recurrent layers have no rule.": "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
 }
 _DEFAULT = "Certify what comes before and after it on its own (the constants of a composition multiply), or replace it."
-_TABLE: list[tuple[Verdict, dict[str, str]]] = [("never", _NEVER), ("replace", _REPLACE), ("not yet", _NOT_YET)]
+_TABLE: list[tuple[Verdict, dict[str, str]]] = [
+    (
+        "not yet",
+        {f"By itself it has no finite Lipschitz constant: {why} {_TAMED}": of for why, of in _NOT_ALONE.items()},
+    ),
+    ("never", _NEVER),
+    ("replace", _REPLACE),
+    ("not yet", _NOT_YET),
+]
 _REASONS = {
     name: (verdict, why) for verdict, reasons in _TABLE for why, names in reasons.items() for name in names.split()
 }

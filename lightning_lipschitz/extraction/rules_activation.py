@@ -79,7 +79,7 @@ for _operator, _table in activations().items():
 def prelu(context: Context, x: Traced, weight: Any) -> Traced:
     """One slope for all or one a channel, channels in dimension 1."""
     if isinstance(weight, Traced):
-        raise context.unsupported("never", "Its slope depends on the input.")
+        raise context.unsupported("not yet", "Its slope depends on the input.")
     weight = context.constant(weight)
     if weight.ndim == 1 and len(weight) > 1:
         weight = weight.reshape(-1, *[1] * (x.index.ndim - 2))

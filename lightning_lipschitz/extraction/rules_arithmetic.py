@@ -15,7 +15,7 @@ from lightning_lipschitz.extraction.rules_composite import register_composites
 from lightning_lipschitz.extraction.samples import SampleMixing, broadcast
 from lightning_lipschitz.extraction.traced import Traced, aligned
 
-PRODUCT = "The product of two values that both depend on the input grows without bound."
+PRODUCT = "By itself the product of two values that both depend on the input grows without bound."
 
 
 @rule("add", "add_")
@@ -54,7 +54,7 @@ def rsub(context: Context, x: Any, y: Any, alpha: float = 1) -> Traced:
 def mul(context: Context, x: Any, y: Any) -> Traced:
     """A product with a known tensor."""
     if isinstance(x, Traced) and isinstance(y, Traced):
-        raise context.unsupported("never", PRODUCT)
+        raise context.unsupported("not yet", PRODUCT)
     x, y = (x, y) if isinstance(x, Traced) else (y, x)
     return _scaled(x, context.constant(y))
 
@@ -70,9 +70,11 @@ def _scaled(x: Traced, factors: torch.Tensor, relative: float = 0.0) -> Traced:
 def div(context: Context, x: Any, y: Any, rounding_mode: str | None = None) -> Traced:
     """A quotient by a known tensor."""
     if isinstance(y, Traced):
-        raise context.unsupported("never", "A quotient by a value that depends on the input has an unbounded slope.")
+        raise context.unsupported(
+            "not yet", "By itself a quotient by a value that depends on the input has an unbounded slope."
+        )
     if rounding_mode is not None:
-        raise context.unsupported("never", "It jumps, and a jump is steeper than any constant.")
+        raise context.unsupported("not yet", "By itself it jumps, and a jump is steeper than any constant.")
     divisors = context.constant(y)
     exact = bool(torch.all(torch.frexp(divisors).mantissa.abs() == 0.5))
     return _scaled(x, context.constant(1.0 / divisors), 0.0 if exact else UNIT_ROUNDOFF)

@@ -63,7 +63,7 @@ def convolution(
 ) -> Any:
     """Each group of channels by its own part of the weight."""
     if isinstance(weight, Traced):
-        raise context.unsupported("never", PRODUCT)
+        raise context.unsupported("not yet", PRODUCT)
     require_batch(x.index, weight)
     kernel = weight.shape[2:]
     stride, dilation = spread(stride, len(kernel)), spread(dilation, len(kernel))
@@ -93,7 +93,7 @@ def transposed_convolution(
 ) -> Any:
     """A convolution of the input, ``stride - 1`` zeros between its entries, with the reflected kernels."""
     if isinstance(weight, Traced):
-        raise context.unsupported("never", PRODUCT)
+        raise context.unsupported("not yet", PRODUCT)
     require_batch(x.index, weight)
     kernel = weight.shape[2:]
     dims = len(kernel)

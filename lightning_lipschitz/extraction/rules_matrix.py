@@ -42,7 +42,7 @@ def along(x: Traced, dim: int, weight: Matrix, relative: float = 0.0) -> Traced:
 def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Traced:
     """``x W' + b`` along the last dimension."""
     if isinstance(weight, Traced) or isinstance(bias, Traced):
-        raise context.unsupported("never" if isinstance(weight, Traced) else "not yet", PRODUCT)
+        raise context.unsupported("not yet", PRODUCT)
     rows = context.constant(weight).numpy()
     offsets = None if bias is None else np.broadcast_to(context.constant(bias).numpy(), rows.shape[:1])
     return apply_weight(x, rows, offsets)
@@ -52,7 +52,7 @@ def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Traced:
 def matmul(context: Context, x: Any, y: Any) -> Traced:
     """A product with a known matrix or vector, on either side."""
     if isinstance(x, Traced) and isinstance(y, Traced):
-        raise context.unsupported("never", PRODUCT)
+        raise context.unsupported("not yet", PRODUCT)
     known = context.constant(y if isinstance(x, Traced) else x).numpy()
     if known.ndim > 2:
         raise context.unsupported(
@@ -82,7 +82,7 @@ def einsum(context: Context, equation: str, operands: list[Any], path: Any = Non
     labels = left.split(",")
     traced = [isinstance(each, Traced) for each in operands]
     if sum(traced) > 1:
-        raise context.unsupported("never", PRODUCT)
+        raise context.unsupported("not yet", PRODUCT)
     a, b = (labels[traced.index(True)], labels[traced.index(False)]) if len(operands) == 2 else ("", "")
     inner = [label for label in b if label in a]
     unusual = not result or "." in equation or len(set(a)) < len(a) or len(set(b)) < len(b)

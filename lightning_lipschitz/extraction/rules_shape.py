@@ -141,7 +141,7 @@ def copy(context: Context, x: Any, source: Any, non_blocking: bool = False) -> A
 def where(context: Context, condition: Any, x: Any, y: Any) -> Traced:
     """A choice by a known mask."""
     if isinstance(condition, Traced):
-        raise context.unsupported("never", "A choice that depends on the input jumps where it changes.")
+        raise context.unsupported("not yet", "By itself a choice that depends on the input jumps where it changes.")
     given = (each.index if isinstance(each, Traced) else torch.as_tensor(each) for each in (condition, x, y))
     shape = broadcast(*given)[0].shape
     spread = [_spread(context, each, shape) for each in (x, y)]

@@ -41,20 +41,22 @@ REFUSED = {
     "threshold": refused_module(lambda: mlp(nn.Threshold(0.1, 20.0)), "value = threshold", "never"),
     "softplus_threshold": refused_module(lambda: mlp(nn.Softplus(threshold=1.0)), "20 or more", "never"),
     "celu_negative": refused_module(lambda: mlp(nn.CELU(-1.0)), "negative alpha", "never"),
-    "glu": refused_module(lambda: nn.Sequential(nn.Linear(5, 4), nn.GLU()), "GLU", "never"),
-    "exp": refused_function(torch.exp, verdict="never", says="`exp`"),
-    "square": refused_function(torch.square, verdict="never", says="`square`"),
-    "pow": refused_function(lambda x: x**2, verdict="never", says="`pow`"),
-    "product": refused_function(lambda x: x * x.tanh(), verdict="never", says="`mul`"),
-    "quotient": refused_function(lambda x: x / (1 + x.abs().sum(1, keepdim=True)), verdict="never", says="`div`"),
-    "gram": refused_function(lambda x: x @ x.t(), verdict="never", says="`matmul`"),
-    "sign": refused_function(torch.sign, verdict="never", says="`sign`"),
-    "round": refused_function(torch.round, verdict="never", says="`round`"),
-    "floor_divide": refused_function(lambda x: torch.div(x, 2.0, rounding_mode="floor"), verdict="never", says="`div`"),
-    "comparison": refused_function(lambda x: (x > 0).float() + x, verdict="never", says="`gt`"),
-    "argmax": refused_function(lambda x: F.one_hot(x.argmax(1), 4).float(), verdict="never", says="`argmax`"),
-    "log": refused_function(lambda x: torch.log(x.abs() + 1), verdict="never", says="`log`"),
-    "sqrt": refused_function(lambda x: torch.sqrt(x.relu()), verdict="never", says="`sqrt`"),
+    "glu": refused_module(lambda: nn.Sequential(nn.Linear(5, 4), nn.GLU()), "GLU", "not yet"),
+    "exp": refused_function(torch.exp, verdict="not yet", says="`exp`"),
+    "square": refused_function(torch.square, verdict="not yet", says="`square`"),
+    "pow": refused_function(lambda x: x**2, verdict="not yet", says="`pow`"),
+    "product": refused_function(lambda x: x * x.tanh(), verdict="not yet", says="`mul`"),
+    "quotient": refused_function(lambda x: x / (1 + x.abs().sum(1, keepdim=True)), verdict="not yet", says="`div`"),
+    "gram": refused_function(lambda x: x @ x.t(), verdict="not yet", says="`matmul`"),
+    "sign": refused_function(torch.sign, verdict="not yet", says="`sign`"),
+    "round": refused_function(torch.round, verdict="not yet", says="`round`"),
+    "floor_divide": refused_function(
+        lambda x: torch.div(x, 2.0, rounding_mode="floor"), verdict="not yet", says="`div`"
+    ),
+    "comparison": refused_function(lambda x: (x > 0).float() + x, verdict="not yet", says="`gt`"),
+    "argmax": refused_function(lambda x: F.one_hot(x.argmax(1), 4).float(), verdict="not yet", says="`argmax`"),
+    "log": refused_function(lambda x: torch.log(x.abs() + 1), verdict="not yet", says="`log`"),
+    "sqrt": refused_function(lambda x: torch.sqrt(x.relu()), verdict="not yet", says="`sqrt`"),
     "integer_cast": refused_function(lambda x: x.long().float(), verdict="never", says="int64"),
     "attention": refused_module(
         lambda: Lambda(
@@ -121,7 +123,7 @@ REFUSED = {
 # Of the kinds in the zoo.
 REFUSED |= {
     "GRU cell step": refused_module(lambda: Lambda(lambda m, x: m.c(x), c=nn.GRUCell(3, 4)), "`c`", shape=(3,)),
-    "gated step by hand": refused_function(lambda x: torch.sigmoid(x) * x.tanh(), verdict="never", says="`mul`"),
+    "gated step by hand": refused_function(lambda x: torch.sigmoid(x) * x.tanh(), verdict="not yet", says="`mul`"),
     "transformer encoder": Refused(
         lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), (3, 4), verdict="never", says="attention"
     ),
@@ -132,7 +134,7 @@ REFUSED |= {
     "RMS norm of the dtype": refused_module(lambda: nn.RMSNorm(5), "eps", "replace"),
     "bicubic": refused_module(lambda: nn.Upsample(scale_factor=2, mode="bicubic"), "Upsample", shape=(1, 3, 3)),
     "squeeze and excitation": refused_function(
-        lambda x: x * torch.sigmoid(x.mean(1, keepdim=True)), verdict="never", says="`mul`"
+        lambda x: x * torch.sigmoid(x.mean(1, keepdim=True)), verdict="not yet", says="`mul`"
     ),
     "positions of a maximum": refused_function(lambda x: x.max(1).indices.float(), verdict="never", says="Positions"),
 }

@@ -21,7 +21,7 @@ Rule = Callable[..., Any]
 AnyRule = TypeVar("AnyRule", bound=Rule)
 _RULES: dict[str, Rule] = {}
 
-PRODUCT = "The product of two values that both depend on the input grows without bound."
+PRODUCT = "By itself the product of two values that both depend on the input grows without bound."
 
 
 def rule(*operators: str) -> Callable[[AnyRule], AnyRule]:

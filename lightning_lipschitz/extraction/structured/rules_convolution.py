@@ -45,7 +45,7 @@ def convolution(
 ) -> Value:
     """A convolution on zero padding; on circular padding, if that is what came before it."""
     if isinstance(weight, Value):
-        raise context.unsupported("never", PRODUCT)
+        raise context.unsupported("not yet", PRODUCT)
     require_batch(x.index, weight)
     kernel = context.constant(weight).numpy()
     taps = kernel.shape[2:]
@@ -113,7 +113,7 @@ def transposed(
 ) -> Value:
     """The adjoint of the convolution with the same kernel that leads back."""
     if isinstance(weight, Value):
-        raise context.unsupported("never", PRODUCT)
+        raise context.unsupported("not yet", PRODUCT)
     require_batch(x.index, weight)
     kernel = context.constant(weight).numpy()
     taps, lengths = kernel.shape[2:], x.index.shape[2:]

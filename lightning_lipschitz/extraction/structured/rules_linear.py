@@ -53,7 +53,7 @@ def rsub(context: Context, x: Any, y: Any, alpha: float = 1) -> Value:
 def mul(context: Context, x: Any, y: Any) -> Value:
     """A product with a known tensor."""
     if isinstance(x, Value) and isinstance(y, Value):
-        raise context.unsupported("never", PRODUCT)
+        raise context.unsupported("not yet", PRODUCT)
     x, y = (x, y) if isinstance(x, Value) else (y, x)
     return scaled(context, x, context.constant(y))
 
@@ -82,9 +82,11 @@ def scaled(
 def div(context: Context, x: Any, y: Any, rounding_mode: str | None = None) -> Value:
     """A quotient by a known tensor."""
     if isinstance(y, Value):
-        raise context.unsupported("never", "A quotient by a value that depends on the input has an unbounded slope.")
+        raise context.unsupported(
+            "not yet", "By itself a quotient by a value that depends on the input has an unbounded slope."
+        )
     if rounding_mode is not None:
-        raise context.unsupported("never", "It jumps, and a jump is steeper than any constant.")
+        raise context.unsupported("not yet", "By itself it jumps, and a jump is steeper than any constant.")
     divisors = context.constant(y)
     exact = bool(torch.all(torch.frexp(divisors).mantissa.abs() == 0.5))
     return scaled(context, x, context.constant(1.0 / divisors), 0.0 if exact else UNIT_ROUNDOFF)
@@ -146,7 +148,7 @@ def apply_weight(context: Context, x: Value, weight: Array, bias: Array | None =
 def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Value:
     """``x W' + b`` along the last dimension."""
     if isinstance(weight, Value) or isinstance(bias, Value):
-        raise context.unsupported("never" if isinstance(weight, Value) else "not yet", PRODUCT)
+        raise context.unsupported("not yet", PRODUCT)
     rows = context.constant(weight).numpy()
     offsets = None if bias is None else np.broadcast_to(context.constant(bias).numpy(), rows.shape[:1])
     return apply_weight(context, x, rows, offsets)
@@ -156,7 +158,7 @@ def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Value:
 def matmul(context: Context, x: Any, y: Any) -> Value:
     """A product with a known matrix or vector, on either side."""
     if isinstance(x, Value) and isinstance(y, Value):
-        raise context.unsupported("never", PRODUCT)
+        raise context.unsupported("not yet", PRODUCT)
     known = context.constant(y if isinstance(x, Value) else x).numpy()
     if known.ndim > 2:
         advice = "A product with a known stack of matrices has no rule; use a single matrix."
@@ -215,7 +217,7 @@ def einsum(context: Context, equation: str, operands: list[Any], path: Any = Non
     labels = left.split(",")
     traced = [isinstance(each, Value) for each in operands]
     if sum(traced) > 1:
-        raise context.unsupported("never", PRODUCT)
+        raise context.unsupported("not yet", PRODUCT)
     a, b = (labels[traced.index(True)], labels[traced.index(False)]) if len(operands) == 2 else ("", "")
     inner, outer = [each for each in b if each in a], [each for each in b if each not in a]
     kept = [each for each in a if each not in b]

@@ -117,7 +117,7 @@ def pad(context: Context, x: Value, pad: list[int], mode: str = "constant", valu
 def where(context: Context, condition: Any, x: Any, y: Any) -> Value:
     """A choice by a known mask: the sum of what it leaves of both sides."""
     if isinstance(condition, Value):
-        raise context.unsupported("never", "A choice that depends on the input jumps where it changes.")
+        raise context.unsupported("not yet", "By itself a choice that depends on the input jumps where it changes.")
     condition = condition.bool()
     if not isinstance(x, Value) or not isinstance(y, Value):
         return _kept(context, condition, x, y) if isinstance(x, Value) else _kept(context, ~condition, y, x)

@@ -57,7 +57,7 @@ for _operator, _table in activations().items():
 def prelu(context: Context, x: Value, weight: Any) -> Value:
     """One slope for all or one a channel, channels in dimension 1."""
     if isinstance(weight, Value):
-        raise context.unsupported("never", "Its slope depends on the input.")
+        raise context.unsupported("not yet", "Its slope depends on the input.")
     weight = context.constant(weight)
     if weight.ndim == 1 and len(weight) > 1:
         weight = weight.reshape(-1, *[1] * (x.index.ndim - 2))
