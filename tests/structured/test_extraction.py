@@ -95,15 +95,16 @@ def test_circular_padding_is_a_torus():
 
 
 REFUSED = {
-    "never": (lambda x: x * x.tanh(), "`mul`"),
-    "not yet": (lambda x: torch.fft.fft(x).real, "`fft_fft`"),
-    "replace": (lambda x: F.dropout(x), "nn.Dropout"),
+    "attention": ("never", lambda x: F.scaled_dot_product_attention(*[x.unsqueeze(-1)] * 3), "attention"),
+    "product": ("not yet", lambda x: x * x.tanh(), "`mul`"),
+    "transform": ("not yet", lambda x: torch.fft.fft(x).real, "`fft_fft`"),
+    "dropout": ("replace", lambda x: F.dropout(x), "nn.Dropout"),
 }
 
 
-@pytest.mark.parametrize("verdict", REFUSED)
-def test_refused_with_a_verdict(verdict):
-    function, says = REFUSED[verdict]
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_a_verdict(name):
+    verdict, function, says = REFUSED[name]
     model = nn.Sequential(nn.Linear(3, 4), Lambda(lambda m, x: function(x)))
     with pytest.raises(UnsupportedModuleError, match=re.escape(says)) as caught:
         StructuredExtractor(model, torch.zeros(1, 3))
