@@ -65,7 +65,7 @@ def refusal(operator: str, depending: int = 2) -> tuple[Verdict, str] | None:
         depending: how many of its arguments depend on the input; a product with what is known is no product.
     """
     known = _REASONS.get(operator)
-    return ("not yet", _KNOWN) if known and known[1] == _PRODUCT and depending < 2 else known
+    return ("not yet", _KNOWN) if known and _PRODUCT in known[1] and depending < 2 else known
 
 
 def unknown() -> tuple[Verdict, str]:
