@@ -39,6 +39,11 @@ _TEMPLATES += [
     *((F.leaky_relu, ("where", (name, "x", 0), "x", ("mul", "x", "slope"))) for name in ("gt", "ge")),
     *((F.relu, ("where", (name, "x", 0), "x", 0)) for name in ("gt", "ge")),
     *((F.relu, ("mul", "x", (name, "x", 0))) for name in ("gt", "ge")),
+    (F.gelu, ("mul", ("mul", "x", 0.5), ("add", ("erf", ("div", "x", 2**0.5)), 1))),
+    *((F.hardswish, ("mul", "x", ("div", (name, ("add", "x", 3), *ends), 6))) for name, *ends in _SIX),
+    (F.elu, ("where", ("gt", "x", 0), "x", ("mul", ("sub", ("exp", "x"), 1), "alpha"))),
+    (F.elu, ("where", ("gt", "x", 0), "x", ("sub", ("exp", "x"), 1))),
+    (F.elu, ("where", ("gt", "x", 0), "x", ("expm1", "x"))),
     *((F.relu, ("masked_fill", "x", (name, "x", 0), 0)) for name in ("lt", "le")),
 ]
 _FURTHER = {F.softplus: (1.0, 40.0)}  # past this threshold PyTorch's jump is rounding in float64 too
@@ -90,4 +95,11 @@ def _matches(template: Any, value: Any, bound: dict[str, Any]) -> bool:
         return False
     if operator_name(value.target) != template[0] or len(value.args) != len(template) - 1:
         return False
-    return all(_matches(each, argument, bound) for each, argument in zip(template[1:], value.args, strict=True))
+    orders = [value.args, value.args[::-1]] if template[0] in ("add", "mul") else [value.args]
+    before = dict(bound)
+    for arguments in orders:
+        bound.clear()
+        bound.update(before)
+        if all(_matches(each, argument, bound) for each, argument in zip(template[1:], arguments, strict=True)):
+            return True
+    return False

@@ -20,8 +20,17 @@ TAKEN = {
     "relu by mask": (lambda x: x * (x > 0), nn.ReLU()),
     "relu by fill": (lambda x: x.masked_fill(x < 0, 0.0), nn.ReLU()),
     "relu by max": (lambda x: torch.max(x, torch.zeros_like(x)), nn.ReLU()),
+    "hardswish turned round": (lambda x: nn.functional.relu6(x + 3) / 6 * x, nn.Hardswish()),
+    "gelu": (lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5)), nn.GELU()),
+    "elu": (lambda x: torch.where(x > 0, x, 0.7 * (torch.exp(x) - 1)), nn.ELU(0.7)),
+    "steep elu": (lambda x: torch.where(x > 0, x, (torch.exp(x) - 1) * 3.0), nn.ELU(3.0)),
+    "elu by expm1": (lambda x: torch.where(x > 0, x, torch.expm1(x)), nn.ELU()),
 }
 LEFT = {
+    "erf of another scale": lambda x: 0.5 * x * (1 + torch.erf(x / 1.5)),
+    "gelu plus two": lambda x: 0.5 * x * (2 + torch.erf(x / 2**0.5)),
+    "elu that jumps": lambda x: torch.where(x > 0, x, torch.exp(x) - 2),
+    "elu on the wrong side": lambda x: torch.where(x < 0, x, torch.exp(x) - 1),
     "other constant": lambda x: torch.log(2 + torch.exp(x)),
     "jump": lambda x: torch.where(x > 1, x, 0.2 * x),
     "jump by fill": lambda x: x.masked_fill(x < 0, 1.0),
