@@ -216,7 +216,8 @@ def lower_bound(
     for name, value, least in (("steps", steps, 0), ("pairs", pairs, 1)):
         if not isinstance(value, int) or value < least:
             raise ArgumentError(name, value, f"an integer >= {least}")
-    function = RoutedExtractor(searched, inputs, name=module, input=input, output=output).function(device)
+    reader = RoutedExtractor(searched, inputs, name=module, input=input, output=output)
+    function = reader.function(device)
     generator = torch.Generator().manual_seed(seed)
     begin = start.flatten(1).to(device)
     return steepest_pair(function, begin, steps=steps, pairs=pairs, generator=generator, clock=clock)
@@ -242,7 +243,8 @@ def read(
         if module and example_input is None and given is not None:
             given = input_of(model, module, given)
         reader = {"auto": RoutedExtractor, "composed": StructuredExtractor}.get(method, Extractor)
-        return reader(submodule(model, module), given, name=module, input=input, output=output).network()
+        target = submodule(model, module)
+        return reader(target, given, name=module, input=input, output=output, at_once=False).network()
     for name, value, default in (("module", module, ""), ("input", input, None), ("output", output, None)):
         if value != default:
             raise ArgumentError(name, value, f"{default!r} unless `model` is an nn.Module")

@@ -2,65 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.func import functional_call
 
 from lightning_lipschitz.errors import ExtractionError
-from lightning_lipschitz.extraction.result import Extraction
-from lightning_lipschitz.extraction.undisturbed import name_of, undisturbed
+from lightning_lipschitz.extraction.state import State, kept
+from lightning_lipschitz.extraction.trace import Graph
+from lightning_lipschitz.extraction.undisturbed import name_of
 from lightning_lipschitz.network import Array
 
-_SCALES = (1.0, 0.1, 1.0, 10.0)  # of the four random samples: the first goes alone, the others together
+_SCALES = (1.0, 0.1, 1.0, 10.0)  # of the random samples of a quick check: the first goes alone, the others together
+_BATCHES = (1, 2, 3, 17, 64)  # of a wide one
+_MORE = (4, 8, 16, 32, 100, 128, 256, 300)  # of a model whose Python may have looked at the number
+_DECADES = 6.0  # a wide check looks at samples of 10^-6 to 10^6
+_ENTRIES = 2**24  # computed at once: a larger batch of a large model is left out
 _NOISE = 2.0**-30  # relative disturbance that shows how much rounding, at its own scale, moves the outputs
 _ROUNDING = 2.0**10  # roundings that may pile up in one product, as a multiple of the resolution
+_CALLS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 16, 32, 64, 100, 1_000, 10_000, 1_000_000)  # further ones, of a model that counts
+
+Weights = Mapping[str, torch.Tensor]
+
+
+class Runs(Protocol):
+    """An extraction of either kind."""
+
+    resolution: float
+
+    def __call__(self, inputs: Array, noise: float = 0.0) -> Array: ...
 
 
 def check(
-    model: torch.nn.Module, weights: Mapping[str, torch.Tensor], extraction: Extraction, shape: tuple[int, ...]
+    model: torch.nn.Module, weights: Weights, extraction: Runs, shape: tuple[int, ...], graph: Graph, *, wide: bool
 ) -> None:
-    """Compare on random inputs, in batches of one and of three.
+    """Compare on random inputs; the model must be :func:`~.undisturbed.undisturbed`.
 
     The model runs in float64 (its parameters and buffers are cast for the time of the call), so a difference is an
     error and not rounding; if its code insists on another dtype it runs in its own.
 
     Args:
-        model: evaluated without touching its parameters, buffers or flags.
+        model: evaluated without touching its parameters, buffers, flags or Python state.
         weights: parameters and buffers by name.
         extraction: what should agree with it.
         shape: of one input sample.
+        graph: that was read.
+        wide: at many orders of magnitude, with batches of several sizes, with gradients and without, and in the state
+            that further calls would leave; otherwise a sample or three at the scale of one.
 
     Raises:
-        ExtractionError: the two differ, or the model cannot run with one sample or with three.
+        ExtractionError: the two differ, or the model cannot run with such a batch.
     """
+    if not wide:
+        x = _samples(_SCALES, shape)
+        for part in (x[:1], x[1:]):
+            _compare(model, weights, extraction, part, "no_grad")
+        return
+    largest = _ENTRIES * 2 // max(graph.execution.entries, 1)
+    for number, batch in enumerate(_BATCHES + _MORE * graph.fixed):
+        if batch <= 3 or batch <= largest:
+            scales = 10.0 ** np.linspace(-_DECADES, _DECADES, batch) if batch > 3 else _SCALES[:batch]
+            _compare(model, weights, extraction, _samples(scales, shape), "grad" if number % 2 else "no_grad")
+    x = _samples(_SCALES[1:3], shape)
+    _compare(model, weights, extraction, x, "inference")
+    for _ in _later(model, weights, x):
+        _compare(model, weights, extraction, x, "no_grad")
+
+
+def _samples(scales: Any, shape: tuple[int, ...]) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(len(_SCALES), *shape, generator=generator, dtype=torch.float64)
-    x = x * torch.tensor(_SCALES, dtype=torch.float64).reshape(-1, *[1] * len(shape))
+    x = torch.randn(len(scales), *shape, generator=generator, dtype=torch.float64)
+    return x * torch.as_tensor(scales, dtype=torch.float64).reshape(-1, *[1] * len(shape))
+
+
+def _compare(model: torch.nn.Module, weights: Weights, extraction: Runs, x: torch.Tensor, mode: str) -> None:
+    """In every sample by itself: what rounding explains of a large one must not hide a difference in a small one."""
     flat = x.reshape(len(x), -1).numpy()
     with np.errstate(all="ignore"):
         ours, blurred = extraction(flat), extraction(flat, noise=_NOISE)
         sensitivity = np.maximum(np.abs(ours), np.abs(blurred - ours) / _NOISE)
-    for part in (slice(0, 1), slice(1, None)):
-        found, resolution = _run(model, weights, x[part])
-        allowed = min(_ROUNDING * max(resolution, extraction.resolution), 0.1) * sensitivity[part].max(initial=0.0)
-        _compare(name_of(model), found, ours[part], float(allowed))
+    found, resolution = _run(model, weights, x, mode)
+    share = min(_ROUNDING * max(resolution, extraction.resolution), 0.1)
+    usable = np.isfinite(found) & np.isfinite(ours) if found.shape == ours.shape else np.zeros((1, 1), dtype=bool)
+    if usable.any():
+        allowed = share * np.where(usable, sensitivity, 0.0).max(axis=1)
+        difference = np.where(usable, np.abs(found - ours), 0.0).max(axis=1)
+        if (difference <= allowed).all():
+            return
+        worst = int(np.argmax(difference - allowed))
+        found_out = f"difference {difference[worst]:.3g}, rounding would explain {allowed[worst]:.3g}"
+    else:
+        found_out = f"shapes {found.shape} and {ours.shape}" if found.shape != ours.shape else "no finite output"
+    raise ExtractionError(
+        name_of(model),
+        f"the network read from it does not reproduce it on {len(found)} random samples ({found_out}).",
+        "Does its forward depend on the batch size, on a global state, or on anything but its input?",
+    )
 
 
-def _run(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], x: torch.Tensor) -> tuple[Array, float]:
+def _run(model: torch.nn.Module, weights: Weights, x: torch.Tensor, mode: str) -> tuple[Array, float]:
     like = next((p for p in model.parameters() if p.is_floating_point()), x)
     error: Exception | None = None
     for dtype in dict.fromkeys((torch.float64, like.dtype)):
-        cast = {
-            name: tensor.to(like.device, dtype) if tensor.is_floating_point() else tensor.clone()
-            for name, tensor in weights.items()
-        }
-        cast = {name: tensor.clone() if tensor is weights[name] else tensor for name, tensor in cast.items()}
         try:
-            with undisturbed(model):
-                y = functional_call(model, cast, (x.to(like.device, dtype, copy=True),), tie_weights=False)
-            return y.detach().to("cpu", torch.float64).reshape(len(x), -1).numpy(), torch.finfo(dtype).eps
+            with kept(model):
+                return _outputs(model, weights, x.to(like.device, dtype), mode), torch.finfo(dtype).eps
         except Exception as raised:
             error = error or raised
     advice = "The forward must work for every batch size."
@@ -69,14 +118,71 @@ def _run(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], x: torch.T
     raise ExtractionError(name_of(model), f"it fails on a batch of {len(x)}: {error}.", advice) from error
 
 
-def _compare(model: str, found: Array, expected: Array, allowed: float) -> None:
-    usable = np.isfinite(found) & np.isfinite(expected) if found.shape == expected.shape else np.zeros(1, dtype=bool)
-    difference = float(np.abs(found - expected)[usable].max()) if usable.any() else np.inf
-    if difference <= allowed:
-        return
-    raise ExtractionError(
-        model,
-        f"the network read from it does not reproduce it on {len(found)} random samples (difference {difference:.3g}, "
-        f"rounding would explain {allowed:.3g}).",
-        "Does its forward depend on the batch size, on a global state, or on anything but its input?",
+def _outputs(model: torch.nn.Module, weights: Weights, x: torch.Tensor, mode: str) -> Array:
+    is_bound = any(p.is_inference() for p in model.parameters())  # such a model runs in no other mode
+    with torch.inference_mode(mode == "inference" or is_bound), torch.set_grad_enabled(mode == "grad" and not is_bound):
+        cast = {
+            name: tensor.detach().to(x.device, x.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+            for name, tensor in weights.items()
+        }
+        y = functional_call(model, cast, (x.clone(),), tie_weights=False)
+        return np.asarray(y.detach().to("cpu", torch.float64).reshape(len(x), -1).numpy())
+
+
+def _later(model: torch.nn.Module, weights: Weights, x: torch.Tensor) -> Iterator[None]:
+    """Put the model into the state that it would be in after more calls, if a call changes its state at all.
+
+    Two calls are made. Numbers and tensors that they change go on changing at that rate, lists and the like go on
+    growing.
+    """
+    with kept(model) as before:
+        _run_on(model, weights, x)
+        changes = [each for each in before.changes() if _goes_on(*each[2:])]
+        if not changes:
+            return
+        yield
+        _run_on(model, weights, x)
+        yield
+    for calls in _CALLS:
+        with kept(model):
+            for owner, key, was, now in changes:
+                _advance(owner, key, was, now, calls)
+            yield
+
+
+def _run_on(model: torch.nn.Module, weights: Weights, x: torch.Tensor) -> None:
+    """A call whose effect on the state stays."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), x)
+    for dtype in dict.fromkeys((torch.float64, like.dtype)):
+        state = State(model)
+        try:
+            _outputs(model, weights, x.to(like.device, dtype), "no_grad")
+            return
+        except Exception:
+            state.restore()
+
+
+def _goes_on(was: Any, now: Any) -> bool:
+    numbers = (bool, int, float)
+    return (
+        (type(was) in (*numbers, type(None)) and type(now) in numbers)
+        or (isinstance(now, torch.Tensor) and isinstance(was, torch.Tensor) and now.shape == was.shape)
+        or (isinstance(now, np.ndarray) and isinstance(was, np.ndarray) and now.shape == was.shape)
+        or (isinstance(now, (list, set)) and isinstance(was, type(now)) and len(now) != len(was))
     )
+
+
+def _advance(owner: Any, key: Any, was: Any, now: Any, calls: int) -> None:
+    """The state after so many calls in place of the one that was made."""
+    if isinstance(now, list) and key is None:
+        owner[:] = list(was) + list(now[len(was) :]) * min(calls + 1, 100)
+    elif isinstance(now, set) and key is None:
+        owner |= now
+    elif isinstance(now, (torch.Tensor, np.ndarray)):
+        later = was + ((now - was) * (calls + 1)) if now.dtype not in (torch.bool, np.bool_) else now
+        if key is None:
+            owner[...] = later
+        else:
+            owner[key] = later
+    else:
+        owner[key] = now if isinstance(now, bool) else copy.copy((was or 0) + (now - (was or 0)) * (calls + 1))

@@ -10,22 +10,24 @@ import torch
 
 from lightning_lipschitz.errors import ExtractionError
 from lightning_lipschitz.extraction.check import check
+from lightning_lipschitz.extraction.execution import execute
 from lightning_lipschitz.extraction.function import torch_function
 from lightning_lipschitz.extraction.interpret import interpret
 from lightning_lipschitz.extraction.linearised import Linearised
 from lightning_lipschitz.extraction.part import Input, Output, part
 from lightning_lipschitz.extraction.result import Extraction
-from lightning_lipschitz.extraction.trace import Graph, example, trace
-from lightning_lipschitz.extraction.undisturbed import clean, name_of, unwrapped
+from lightning_lipschitz.extraction.trace import Graph, example, probe, require_values, trace
+from lightning_lipschitz.extraction.undisturbed import READING, clean, name_of, undisturbed, unwrapped
 from lightning_lipschitz.network import Network
 
 
 class Extractor:
     """nn.Module -> Network.
 
-    Tracing happens once and takes a fraction of a second (more the first time in a process, when PyTorch loads its
-    compiler); ``network()`` then reads the parameters and buffers as they are at that moment, for some milliseconds and
-    a float64 copy of the weights. The model is left as it was found: flags, buffers, gradients, random state.
+    Tracing takes a fraction of a second (more the first time in a process, when PyTorch loads its compiler);
+    ``network()`` then reads the parameters and buffers as they are at that moment, for some milliseconds and a float64
+    copy of the weights. A model that no longer computes what was traced (another number, layer or activation) is traced
+    again. It is left as it was found: flags, buffers, gradients, random state, what its forward keeps.
 
     Args:
         model: any module whose forward takes floating-point tensors and returns some, the batch in the first
@@ -36,6 +38,10 @@ class Extractor:
         input: position or name of the input that is the network's; the others are held at the values of the example's
             first sample. Needed when there are several.
         output: position or name of the output, "all" for all as one vector, or a function of the outputs.
+        at_once: read it in the constructor, so that what cannot be read is refused there.
+
+    Attributes:
+        traces: how often it was traced.
 
     Raises:
         ExtractionError, UnsupportedModuleError: it cannot be read as affine maps and activations with bounded slopes.
@@ -56,13 +62,18 @@ class Extractor:
         name: str = "",
         input: Input = None,
         output: Output = None,
+        at_once: bool = True,
     ) -> None:
-        self._model, example_input = part(unwrapped(model), example_input, input, output)
-        given = example(self._model, example_input)
+        with READING:  # while another thread reads the model, it has other tensors
+            self._model, example_input = part(unwrapped(model), example_input, input, output)
+            require_values(self._model)
+            given = example(self._model, example_input)
         self._example = torch.zeros((), dtype=given.dtype).expand(given.shape)  # one number: only the shape is of use
         self._name = name
         self._graph: Graph | None = None
-        self.network()
+        self.traces = 0
+        if at_once:
+            self.network()
 
     def network(self, weights: Mapping[str, torch.Tensor] | None = None) -> Network:
         """The network with the weights of this moment, checked against the model on random inputs.
@@ -74,9 +85,11 @@ class Extractor:
         Raises:
             As the constructor.
         """
-        tensors = self._tensors(weights)
-        extraction = self._extract(tensors)
-        check(self._model, tensors, extraction, tuple(self._example.shape[1:]))
+        with undisturbed(self._model) as rewritten:
+            tensors = self._tensors(weights, rewritten)
+            is_new = self._trace(tensors)
+            extraction = self._extract(tensors)
+            check(self._model, tensors, extraction, tuple(self._example.shape[1:]), self._graph, wide=is_new)
         return extraction.network
 
     def function(self, device: torch.device | str = "cpu") -> Callable[[torch.Tensor], torch.Tensor]:
@@ -85,7 +98,10 @@ class Extractor:
 
     def extract(self, weights: Mapping[str, torch.Tensor] | None = None) -> Extraction:
         """The network together with its activation functions, not checked."""
-        return self._extract(self._tensors(weights))
+        with undisturbed(self._model) as rewritten:
+            tensors = self._tensors(weights, rewritten)
+            self._trace(tensors)
+            return self._extract(tensors)
 
     def linearised(self, weights: Mapping[str, torch.Tensor] | None = None) -> Linearised:
         """The matrices as differentiable functions of the parameters; ``weights`` as in :meth:`network`.
@@ -94,18 +110,27 @@ class Extractor:
             NotLinearisedError: an activation of several values.
         """
         if self._graph is None:
-            self._graph = trace(self._model, self._example)
-        return Linearised(self._graph, {**self._attributes(self._graph), **self._tensors(weights)}, self._name)
+            self.extract(weights)
+        return Linearised(self._graph, {**self._attributes(), **self._tensors(weights)}, self._name)
+
+    def _trace(self, tensors: Mapping[str, torch.Tensor]) -> bool:
+        """Trace, if that was not done or the model no longer does what it did then; whether it was traced."""
+        if self._graph is not None:
+            x = probe(example(self._model, self._example))
+            with contextlib.suppress(Exception):  # a model that no longer runs has changed
+                if execute(self._model, tensors, x).digest == self._graph.execution.digest:
+                    return False
+        self._graph = trace(self._model, self._example, tensors)
+        self.traces += 1
+        return True
 
     def _extract(self, tensors: Mapping[str, torch.Tensor]) -> Extraction:
-        if self._graph is None:
-            self._graph = trace(self._model, self._example)
-        return interpret(self._graph, {**self._attributes(self._graph), **tensors}, self._name)
+        return interpret(self._graph, {**self._attributes(), **tensors}, self._name)
 
-    def _attributes(self, graph: Graph) -> dict[str, torch.Tensor]:
+    def _attributes(self) -> dict[str, torch.Tensor]:
         """Tensors that are plain attributes of a module, as they are now."""
         found = {}
-        for name in set(graph.tensors.values()):
+        for name in set(self._graph.tensors.values()):
             path, _, attribute = name.rpartition(".")
             with contextlib.suppress(AttributeError):
                 value = getattr(self._model.get_submodule(path), attribute, None)
@@ -113,7 +138,7 @@ class Extractor:
                     found[name] = value
         return found
 
-    def _tensors(self, weights: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+    def _tensors(self, weights: Mapping[str, torch.Tensor] | None, rewritten: bool = False) -> dict[str, torch.Tensor]:
         """Parameters and buffers by their name in the model, tied ones under every name.
 
         They are looked up afresh: moving a model to another device replaces its buffers.
@@ -126,6 +151,12 @@ class Extractor:
         given = {clean(name): tensor for name, tensor in (weights or {}).items()}
         for name in tensors:
             tensors[name] = given.pop(clean(name), tensors[name])
+        if weights and rewritten:
+            raise ExtractionError(
+                self._name or name_of(self._model),
+                "its `eval()` changes its weights, so it cannot be read with those of a file or of an average.",
+                "Load them into the model and certify that.",
+            )
         if given:
             raise ExtractionError(
                 self._name or name_of(self._model),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from lightning_lipschitz.errors import ArgumentError, ExtractionError
 from lightning_lipschitz.extraction.undisturbed import clean, name_of, refuse_script, undisturbed, unwrapped
+
+_AGREE = 1e-3  # relative: what differs by less is rounding of the model's own dtype
 
 Input: TypeAlias = int | str | None
 Output: TypeAlias = int | str | Callable[[Any], Tensor] | None
@@ -85,7 +88,65 @@ def part(model: nn.Module, given: Any, wanted: Input = None, output: Output = No
         raise ArgumentError("input", wanted, f"an input that is one tensor, and not a {type(chosen).__name__}")
     if output is None and len(args) + len(kwargs) == 1 and isinstance(key, int):
         return model, chosen
-    return Part(model, args, kwargs, key, output), chosen
+    whole = Part(model, args, kwargs, key, output)
+    _settle(whole, args, kwargs, key, output)
+    return whole, chosen
+
+
+def _settle(part: Part, args: tuple[Any, ...], kwargs: dict[str, Any], key: int | str, output: Output) -> None:
+    """Tell fixed inputs that count samples from those that only happen to be as long, by what the model does.
+
+    Raises:
+        ExtractionError: neither reading gives the first sample what the whole batch gives it.
+    """
+    unclear = [i for i, batched in part.batched.items() if batched]
+    chosen = args[key] if isinstance(key, int) else kwargs[key]
+    if not unclear or len(chosen) < 2 or not chosen.is_floating_point():
+        return
+    model: nn.Module = part._certified_part
+    random = torch.randn(chosen.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    like = next((p for p in model.parameters() if p.is_floating_point()), chosen)
+    x = random.to(like.device, like.dtype)
+    args, kwargs = tree_map(lambda each: _beside(each, like), (args, kwargs))
+    given = ((*args[:key], x, *args[key + 1 :]), kwargs) if isinstance(key, int) else (args, kwargs | {key: x})
+    with undisturbed(part):
+        try:
+            expected = _chosen(model(*given[0], **given[1]), output, len(x))[:1].double()
+        except (ArgumentError, ExtractionError):
+            raise
+        except Exception:
+            return  # it does not run on such numbers, and the trace will say what it makes of zeros
+        readings = [
+            {i: i not in longer for i in unclear}
+            for count in range(len(unclear) + 1)
+            for longer in itertools.combinations(unclear, count)
+        ]
+        found = next((each for each in readings if _agrees(part, each, x[:1], expected)), None)
+    if found is not None:
+        part.batched.update(found)
+        return
+    raise ExtractionError(
+        name_of(model),
+        "its first sample alone, with the first row of the other inputs or with all of them, gives another output"
+        " than in the batch.",
+        "The model must treat every sample on its own. Give an example of one sample.",
+    )
+
+
+def _beside(value: Any, like: Tensor) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(like.device, like.dtype) if value.is_floating_point() else value.to(like.device)
+
+
+def _agrees(part: Part, batched: dict[int, bool], x: Tensor, expected: Tensor) -> bool:
+    part.batched.update(batched)
+    try:
+        found = part(x).double()
+    except Exception:
+        return False
+    scale = max(float(expected.abs().max()), 1e-30)
+    return found.shape == expected.shape and bool((found - expected).abs().max() <= _AGREE * scale)
 
 
 def _key(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Input) -> int | str:
@@ -107,7 +168,11 @@ def _key(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wanted
 
 
 class Part(nn.Module):
-    """The model as a function of one input. Fixed tensors that count samples hold the first sample's values."""
+    """The model as a function of one input.
+
+    Attributes:
+        batched: which of the fixed tensors count samples: of these, every sample gets the first row.
+    """
 
     def __init__(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], key: int | str, output: Output
@@ -125,11 +190,11 @@ class Part(nn.Module):
         self._leaves, self._spec = tree_flatten((args, kwargs))
         self._place = next(i for i, leaf in enumerate(self._leaves) if leaf is hole)
         self._leaves[self._place] = None
-        self._batched: dict[int, bool] = {}
+        self.batched: dict[int, bool] = {}
         for i, leaf in enumerate(self._leaves):
             if isinstance(leaf, Tensor):
-                self._batched[i] = leaf.ndim > 0 and len(leaf) == batch
-                fixed = leaf.detach()[:1] if self._batched[i] else leaf.detach()
+                self.batched[i] = leaf.ndim > 0 and len(leaf) == batch
+                fixed = leaf.detach()
                 to = like if like is not None and fixed.is_floating_point() else fixed
                 where = fixed.device if like is None else like.device
                 self.register_buffer(f"_fixed_{i}", fixed.to(where, to.dtype, copy=True), persistent=False)
@@ -138,8 +203,9 @@ class Part(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The chosen output for samples ``x`` of the chosen input."""
         leaves = list(self._leaves)
-        for i, batched in self._batched.items():
+        for i, batched in self.batched.items():
             fixed = getattr(self, f"_fixed_{i}")
+            fixed = fixed[:1] if batched else fixed
             leaves[i] = fixed.expand(x.shape[0], *fixed.shape[1:]) if batched else fixed
         leaves[self._place] = x
         args, kwargs = tree_unflatten(leaves, self._spec)

@@ -28,8 +28,8 @@ class Extraction:
     def __call__(self, inputs: Array, noise: float = 0.0) -> Array:
         """The network's outputs, shape (batch, outputs), for inputs of shape (batch, input_size).
 
-        With ``noise``, every product and every bias is off by a random relative amount up to it: what rounding does,
-        but visible (Monte Carlo arithmetic).
+        With ``noise``, the factors and the result of every product, and every bias, are off by a random relative amount
+        up to it: what rounding does, but visible (Monte Carlo arithmetic).
         """
         rng = np.random.default_rng(0)
 
@@ -39,7 +39,7 @@ class Extraction:
         def evaluate(affine: Affine) -> Array:
             total = np.broadcast_to(blur(affine.bias), (len(inputs), affine.size))
             for term in affine.terms:
-                total = total + blur(sources[term.source] @ term.matrix.T)
+                total = total + blur(blur(sources[term.source]) @ term.matrix.T)
             return total
 
         sources = [inputs]

@@ -84,6 +84,15 @@ def cat(context: Context, tensors: list[Any], dim: int = 0) -> Any:
     return _carry_out(context, "cat", (_all_traced(context, *tensors), dim), {})
 
 
+@rule("broadcast_tensors")
+def broadcast_tensors(context: Context, tensors: list[Any]) -> list[Any]:
+    """Each expanded to the shape of all; known ones stay known."""
+    shape = torch.broadcast_shapes(*((x.index if isinstance(x, Traced) else x).shape for x in tensors))
+    return [
+        _carry_out(context, "expand", (x, shape), {}) if isinstance(x, Traced) else x.expand(shape) for x in tensors
+    ]
+
+
 @rule("stack")
 def stack(context: Context, tensors: list[Any], dim: int = 0) -> Any:
     """Traced and known tensors along a new dimension."""

@@ -18,10 +18,12 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from lightning_lipschitz.errors import ArgumentError, ExtractionError, LipschitzError, UnsupportedModuleError
+from lightning_lipschitz.extraction.execution import Execution, Replay, not_run, observe, users_line
 from lightning_lipschitz.extraction.location import display_name, path
 from lightning_lipschitz.extraction.patterns import fuse, operator_name
 from lightning_lipschitz.extraction.refusals import refusal
-from lightning_lipschitz.extraction.undisturbed import clean, name_of, quiet_export, refuse_script, undisturbed
+from lightning_lipschitz.extraction.state import kept
+from lightning_lipschitz.extraction.undisturbed import clean, name_of, quiet_export, refuse_script
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +35,12 @@ class Graph:
         inputs: name of the placeholder of the model's input.
         tensors: placeholder -> dotted name of the parameter, buffer or tensor attribute.
         constants: tensors that exist only in the graph, by placeholder.
-        batch: the number of samples to walk the graph with; 2 wherever the graph holds for any number.
+        batch: the number of samples to walk the graph with: 2.
+        fixed: whether Python took the number of samples for a number (``len(x)``), so that the graph is that of 2.
         shape: of the input, without the batch.
         dtype: of the input: what the model itself computes in.
         registered: the placeholders that are parameters or buffers.
+        execution: of the model when it was traced.
     """
 
     nodes: tuple[torch.fx.Node, ...]
@@ -44,13 +48,15 @@ class Graph:
     tensors: Mapping[str, str]
     constants: Mapping[str, torch.Tensor]
     batch: int
+    fixed: bool
     shape: tuple[int, ...]
     dtype: torch.dtype
     registered: frozenset[str]
+    execution: Execution
 
 
 def example(model: torch.nn.Module, given: object) -> torch.Tensor:
-    """What to trace with: zeros of the given shape, at least two samples, on the model's device and in its dtype.
+    """What to trace with: two samples of zeros of the given shape, on the model's device and in its dtype.
 
     Raises:
         ArgumentError: not one floating-point tensor with a batch dimension.
@@ -69,31 +75,85 @@ def example(model: torch.nn.Module, given: object) -> torch.Tensor:
         hint = " (`example_input[None]` is a batch of one sample)" if given.ndim == 1 else ""
         raise ArgumentError("example_input", f"shape {tuple(given.shape)}", accepted + hint)
     like = next((p for p in model.parameters() if p.is_floating_point()), given)
-    return torch.zeros(max(2, len(given)), *given.shape[1:], dtype=like.dtype, device=like.device)
+    return torch.zeros(2, *given.shape[1:], dtype=like.dtype, device=like.device)
 
 
-def trace(model: torch.nn.Module, given: Any) -> Graph:
-    """Trace once.
+def trace(model: torch.nn.Module, given: Any, weights: Mapping[str, torch.Tensor]) -> Graph:
+    """Trace once; the model must be :func:`~.undisturbed.undisturbed`.
+
+    Args:
+        model: to trace.
+        given: its example input.
+        weights: parameters and buffers by name: what its Python reads of them is part of the graph.
 
     Raises:
         ExtractionError: it cannot be traced; the sentence says where and what to do.
         ArgumentError: the example input.
     """
-    _refuse_untraceable(model)
     x = example(model, given)
-    with undisturbed(model), quiet_export():
+    execution = _observed(model, weights, x)
+    replay = Replay(execution.reads)
+    with kept(model), quiet_export():
+        handle = model.register_forward_pre_hook(replay.rewind)
         try:
-            exported = torch.export.export(model, (x,), dynamic_shapes=_any_batch(model), strict=False)
+            with replay:
+                exported = torch.export.export(model, (x,), dynamic_shapes=_any_batch(model), strict=False)
+            fixed = _has_fixed_batch(model, exported)
             if any(_is_stateful(node) for node in exported.graph.nodes):
                 exported = exported.run_decompositions({})  # thrice the time of the export itself
         except LipschitzError:
             raise
         except Exception as error:
-            raise _not_run(model, x) or _explained(model, error) from error
-        return _graph(model, exported, x)
+            raise _explained(model, error) from error
+        finally:
+            handle.remove()
+        return _graph(model, exported, x, execution, fixed)
 
 
-def _refuse_untraceable(model: torch.nn.Module) -> None:
+def probe(x: torch.Tensor) -> torch.Tensor:
+    """Random numbers of the shape, dtype and device of an example."""
+    random = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return random.to(x.device, x.dtype)
+
+
+def _observed(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], x: torch.Tensor) -> Execution:
+    """Of random numbers; of zeros where the model refuses those."""
+    try:
+        return observe(model, weights, probe(x))
+    except LipschitzError:
+        raise
+    except Exception:
+        pass
+    try:
+        return observe(model, weights, x)
+    except Exception as error:
+        raise not_run(model, x, error) from error
+
+
+def _has_fixed_batch(model: torch.nn.Module, exported: ExportedProgram) -> bool:
+    """Whether the graph is that of two samples alone, for Python took their number (``len(x)``).
+
+    Raises:
+        ExtractionError: it holds for some numbers of samples only.
+    """
+    conditions = [each for each in getattr(exported, "_guards_code", None) or () if ".size()" in each]
+    if any(each.endswith(".size()[0] == 2") for each in conditions):
+        return True
+    if conditions:
+        raise ExtractionError(
+            name_of(model),
+            f"what it computes depends on the number of samples ({conditions[0]}).",
+            "The model must treat every sample on its own, however many there are.",
+        )
+    return False
+
+
+def require_values(model: torch.nn.Module) -> None:
+    """Refuse what has no Python to trace or no weights yet.
+
+    Raises:
+        ExtractionError: the model is TorchScript, lazy, or on the meta device.
+    """
     refuse_script(model)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if torch.nn.parameter.is_lazy(tensor) or tensor.is_meta:
@@ -116,19 +176,6 @@ def _is_stateful(node: torch.fx.Node) -> bool:
     )
 
 
-def _not_run(model: torch.nn.Module, x: torch.Tensor) -> ExtractionError | None:
-    """What the model itself says of such an input, if it refuses it without any tracing."""
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            model(x)
-    except Exception as error:
-        told = str(error).strip().partition("\n")[0]
-        reason = f"it does not run on zeros of shape {tuple(x.shape)}: {type(error).__name__}: {told}{_where(error)}."
-        advice = "Give an example input that its forward takes; of several inputs a tuple, and name one with `input=`."
-        return ExtractionError(name_of(model), reason, advice)
-    return None
-
-
 def _explained(model: torch.nn.Module, error: Exception) -> ExtractionError:
     """The user's line, what went wrong there, and what to do."""
     name, message = type(error).__name__, str(error).strip()
@@ -140,13 +187,7 @@ def _explained(model: torch.nn.Module, error: Exception) -> ExtractionError:
         advice = (
             "The forward must take one batched tensor and return one; certify a submodule if only a part of it does."
         )
-    return ExtractionError(name_of(model), f"{reason}{_where(error)}.", advice)
-
-
-def _where(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    users = [f for f in frames if "/torch/" not in f.filename and "lightning_lipschitz" not in f.filename]
-    return f" (at {users[-1].filename}:{users[-1].lineno}: `{users[-1].line}`)" if users else ""
+    return ExtractionError(name_of(model), f"{reason}{users_line(traceback.extract_tb(error.__traceback__))}.", advice)
 
 
 def _refuse_unread(exported: ExportedProgram) -> None:
@@ -157,7 +198,9 @@ def _refuse_unread(exported: ExportedProgram) -> None:
             raise UnsupportedModuleError(path(node), display_name(node), *known)
 
 
-def _graph(model: torch.nn.Module, exported: ExportedProgram, x: torch.Tensor) -> Graph:
+def _graph(
+    model: torch.nn.Module, exported: ExportedProgram, x: torch.Tensor, execution: Execution, fixed: bool
+) -> Graph:
     name = name_of(model)
     signature = exported.graph_signature
     placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
@@ -174,6 +217,7 @@ def _graph(model: torch.nn.Module, exported: ExportedProgram, x: torch.Tensor) -
         )
     node, position = exported.graph.output_node(), signature.output_specs.index(outputs[0])
     node.args = (node.args[0][position],)
+    exported.graph.eliminate_dead_code()
     fuse(exported.graph)
     stateful = {n for n, s in specs.items() if s.target in signature.buffers_to_mutate.values() and n.users}
     if stateful:
@@ -186,8 +230,6 @@ def _graph(model: torch.nn.Module, exported: ExportedProgram, x: torch.Tensor) -
         n.name: spec.target for n, spec in specs.items() if spec.kind is not InputKind.USER_INPUT and spec.target
     }
     constants = {n: exported.constants[target] for n, target in tensors.items() if target in exported.constants}
-    size = users[0].meta["val"].shape[0]
-    batch = size if isinstance(size, int) else 2
     nodes, shape = tuple(exported.graph.nodes), tuple(x.shape[1:])
     registered = frozenset(n.name for n, s in specs.items() if s.kind in (InputKind.PARAMETER, InputKind.BUFFER))
-    return Graph(nodes, users[0].name, tensors, constants, batch, shape, x.dtype, registered)
+    return Graph(nodes, users[0].name, tensors, constants, len(x), fixed, shape, x.dtype, registered, execution)

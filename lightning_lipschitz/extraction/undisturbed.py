@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import io
 import logging
+import sys
+import threading
 import warnings
-from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from lightning_lipschitz.errors import ExtractionError
+from lightning_lipschitz.errors import ExtractionError, LipschitzError
+from lightning_lipschitz.extraction.state import State
 
-_CONTAINERS = (list, dict, set, OrderedDict, deque)
+#: One reading at a time: it puts a model into evaluation mode, and torch.export is not made for two threads.
+READING = threading.RLock()
+
 _NOISY = (
     "torch.fx.experimental.symbolic_shapes",
     "torch.export",
@@ -54,68 +56,101 @@ def refuse_script(model: torch.nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def undisturbed(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no autocast, no compilation, no logging; every attribute is put back at the end.
+def undisturbed(model: torch.nn.Module) -> Iterator[bool]:
+    """Evaluation mode, no gradients, no autocast, no compilation, no logging; everything is put back at the end.
 
-    Flags are set one module at a time: ``eval()`` and ``train()`` would overwrite a user's frozen submodules.
-    Attributes include what the forward itself keeps (counters, cached features) and what torch.export replaces by a
-    copy.
+    Evaluation mode is what the model's own ``eval()`` makes of it. What is put back are the flags of every module by
+    itself, for ``train()`` would overwrite a user's frozen submodules, and the Python state of :mod:`state`: what the
+    forward keeps (counters, cached features), what ``eval()`` changes, and what torch.export replaces by a copy.
+
+    Yields:
+        Whether ``eval()`` has changed the values of parameters or buffers, as a layer does that merges its adapters.
+
+    Raises:
+        ExtractionError: ``eval()`` fails.
     """
-    with contextlib.ExitStack() as stack:
+    with READING, contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         # A model that was made in inference mode can be traced nowhere else; any other, only outside.
         stack.enter_context(torch.inference_mode(any(p.is_inference() for p in model.parameters())))
         stack.enter_context(torch.no_grad())
-        for device in {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}:
+        devices = {p.device for p in model.parameters()} - {torch.device("meta")}
+        stack.enter_context(torch.random.fork_rng([d for d in devices if d.type == "cuda"]))
+        for device in {"cpu", *(d.type for d in devices)}:
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for module in list(model.modules()):
-            stack.enter_context(_remembered(module))
-            module.__dict__["training"] = False
+        state = State(model, values=any(_has_own_mode(module) for module in model.modules()))
+        stack.callback(state.restore)
+        _evaluate(model)
+        for module in model.modules():
             if any(base.__name__ == "LightningModule" for base in type(module).__mro__):  # of either package
                 module.__dict__.update(log=_nothing, log_dict=_nothing)
-        yield
+        weights = {*map(id, model.parameters()), *map(id, model.buffers())}
+        yield any(id(owner) in weights for owner, *_ in state.changes())
 
 
-@contextlib.contextmanager
-def _remembered(module: torch.nn.Module) -> Iterator[None]:
-    """Put back a module's attributes, and the contents of those that are plain containers."""
-    attributes = dict(module.__dict__)
-    contents = [(each, copy.copy(each)) for each in attributes.values() if type(each) in _CONTAINERS]
+def _has_own_mode(module: torch.nn.Module) -> bool:
+    """Whether ``train`` or ``eval`` is code of the module's own."""
+    plain = torch.nn.Module
+    return type(module).train is not plain.train or type(module).eval is not plain.eval
+
+
+def _evaluate(model: torch.nn.Module) -> None:
+    if isinstance(model, torch.fx.GraphModule):  # an exported one refuses, and its graph is what it is
+        for module in model.modules():
+            module.__dict__["training"] = False
+        return
     try:
-        yield
-    finally:
-        for name in module.__dict__.keys() - attributes.keys():
-            del module.__dict__[name]
-        module.__dict__.update(attributes)
-        for container, before in contents:
-            _put_back(container, before)
-
-
-def _put_back(container: Any, before: Any) -> None:
-    """The contents of a list, dictionary or set, without replacing the object that others may hold."""
-    now, then = ([*each, *(each.values() if isinstance(each, dict) else ())] for each in (container, before))
-    same = len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
-    if not same:
-        container.clear()
-        (container.extend if hasattr(container, "extend") else container.update)(before)
+        model.eval()
+    except LipschitzError:
+        raise
+    except Exception as error:
+        reason = f"its `eval()` fails: {type(error).__name__}: {error}."
+        raise ExtractionError(name_of(model), reason, "A bound is of the model in evaluation mode.") from error
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     return None
 
 
+class _Muted:
+    """A stream that is silent in one thread, until it is taken away."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+        self.over = False
+
+    def write(self, text: str) -> int:
+        if not self.over and threading.get_ident() == self._thread:
+            return len(text)
+        return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextlib.contextmanager
 def quiet_export() -> Iterator[None]:
-    """torch.export prints the graph it fails on; the error that is raised says it better."""
+    """torch.export prints the graph it fails on; the error that is raised says it better.
+
+    Other threads go on printing.
+    """
     loggers = [logging.getLogger(name) for name in _NOISY]
     levels = [logger.level for logger in loggers]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    before = sys.stdout, sys.stderr
+    muted = _Muted(sys.stdout), _Muted(sys.stderr)
+    sys.stdout, sys.stderr = muted  # type: ignore[assignment]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for stream in muted:
+            stream.over = True
+        if sys.stdout is muted[0]:
+            sys.stdout = before[0]
+        if sys.stderr is muted[1]:
+            sys.stderr = before[1]

@@ -337,10 +337,10 @@ def test_the_check_sees_a_difference(change):
     model = mlp(nn.Tanh())
     extractor = Extractor(model, torch.zeros(2, 5))
     tensors, extraction = extractor._tensors(None), extractor.extract()
-    check(model, tensors, extraction, (5,))
+    check(model, tensors, extraction, (5,), extractor._graph, wide=False)
     change(model)
     with pytest.raises(ExtractionError, match="does not reproduce"):
-        check(model, extractor._tensors(None), extraction, (5,))
+        check(model, extractor._tensors(None), extraction, (5,), extractor._graph, wide=False)
 
 
 def test_rounding_is_not_taken_for_a_difference():
@@ -353,15 +353,17 @@ def test_rounding_is_not_taken_for_a_difference():
     extraction = extractor.extract()
     model[2].weight.data[0, 0] *= 1 + 1e-6
     with pytest.raises(ExtractionError, match="does not reproduce"):
-        check(model, extractor._tensors(None), extraction, (5,))
+        check(model, extractor._tensors(None), extraction, (5,), extractor._graph, wide=False)
 
 
 def test_a_changed_forward_is_noticed():
     model = Lambda(lambda m, x: x.relu())
     extractor = Extractor(model, torch.zeros(2, 5))
-    model.function = lambda m, x: x.tanh()
-    with pytest.raises(ExtractionError, match="does not reproduce"):
-        extractor.network()
+    assert extractor.network().layers[0].alpha[0] == 0.0
+    assert extractor.traces == 1
+    model.function = lambda m, x: nn.functional.leaky_relu(x, 0.3)
+    assert extractor.network().layers[0].alpha[0] == 0.3
+    assert extractor.traces == 2
 
 
 def test_a_tensor_that_is_a_plain_attribute_is_read_live():

@@ -47,7 +47,7 @@ class StructuredExtraction:
     def __call__(self, inputs: Array, noise: float = 0.0) -> Array:
         """The outputs, shape (batch, outputs), for inputs of shape (batch, input_size), float64.
 
-        With ``noise``, the output of every linear node and every bias is off by a random relative amount up to it.
+        With ``noise``, what linear nodes take and give, and every bias, is off by a random relative amount up to it.
         """
         rng = np.random.default_rng(0)
 
@@ -76,8 +76,9 @@ class StructuredExtraction:
     def _value(self, number: int, node: Node, given: list[Tensor], blur: Callable[[Tensor], Tensor]) -> Tensor:
         if isinstance(node, (Elementwise, Bounded)):
             return self.functions[number](*given)
-        made = _RUNS[type(node)](node, *given)
-        made = blur(made) if isinstance(node, (Convolution, Along, Scaling)) else made
+        rounds = isinstance(node, (Convolution, Along, Scaling))
+        made = _RUNS[type(node)](node, *(map(blur, given) if rounds else given))
+        made = blur(made) if rounds else made
         if number in self.biases:
             made = made + blur(torch.as_tensor(self.biases[number], device=made.device))
         return made

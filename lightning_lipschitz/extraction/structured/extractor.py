@@ -14,7 +14,7 @@ from lightning_lipschitz.extraction.interpret import interpret
 from lightning_lipschitz.extraction.structured.extraction import StructuredExtraction
 from lightning_lipschitz.extraction.structured.walk import walk
 from lightning_lipschitz.extraction.trace import Graph as Trace
-from lightning_lipschitz.extraction.trace import trace
+from lightning_lipschitz.extraction.undisturbed import undisturbed
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.structured import Graph
 from lightning_lipschitz.structured.parts import measure
@@ -46,13 +46,14 @@ class StructuredExtractor(Extractor):
         return self._structured(tensors)
 
     def _structured(self, tensors: Mapping[str, torch.Tensor], *, folded: bool = True) -> StructuredExtraction:
-        if self._graph is None:
-            self._graph = trace(self._model, self._example)
-        return walk(self._graph, {**self._attributes(self._graph), **tensors}, self._name, folded=folded)
+        return walk(self._graph, {**self._attributes(), **tensors}, self._name, folded=folded)
 
     def unfolded(self) -> Graph:
         """The graph with normalisations as nodes of their own, not checked: to see what folding them gains."""
-        return self._structured(self._tensors(None), folded=False).network
+        with undisturbed(self._model) as rewritten:
+            tensors = self._tensors(None, rewritten)
+            self._trace(tensors)
+            return self._structured(tensors, folded=False).network
 
 
 class RoutedExtractor(Extractor):
@@ -81,10 +82,14 @@ class RoutedExtractor(Extractor):
             return extraction.function(device)
         return torch_function(extraction, device)
 
+    def _trace(self, tensors: Mapping[str, torch.Tensor]) -> bool:
+        is_new = super()._trace(tensors)
+        if is_new:
+            self._route = None
+        return is_new
+
     def _extract(self, tensors: Mapping[str, torch.Tensor]) -> Any:
-        if self._graph is None:
-            self._graph = trace(self._model, self._example)
-        everything = {**self._attributes(self._graph), **tensors}
+        everything = {**self._attributes(), **tensors}
         if self._route is not None:
             return self._route(self._graph, everything, self._name)
         extraction, self._route = _decide(self._graph, everything, self._name)

@@ -1,0 +1,157 @@
+"""What a model keeps in Python: remembered before it is run, compared and put back afterwards.
+
+Parameters and buffers are not part of it, but which objects stand under their names is. Everything else is: plain
+attributes, containers however nested, tensors and arrays that are no buffers, and objects of the model's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+_CONTAINERS = (list, dict, set, OrderedDict, defaultdict, Counter, deque)
+_NOT_THE_MODELS = ("torch", "torchvision", "pytorch_lightning", "lightning", "lightning_fabric", "numpy")
+_OPAQUE = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+_MOST = 20_000  # values looked into; a data set that a model happens to hold is not walked to its end
+_LONGEST = 1_000  # elements of one container that are looked into
+_BYTES = 2**28  # of tensors and arrays that are copied
+
+Changes = list[tuple[Any, Any, Any, Any]]
+
+
+class State:
+    """The Python state of a module and of all that it holds, at the moment of construction.
+
+    Args:
+        model: the module.
+        values: remember the values of parameters and buffers too. They cost a copy, and only code of the model's own
+            that runs outside of a functional call can change them.
+    """
+
+    def __init__(self, model: torch.nn.Module, values: bool = False) -> None:
+        self._seen: dict[int, Any] = {}
+        self._kept: list[tuple[Any, Any]] = []
+        self._left = _MOST
+        self._bytes = _BYTES
+        self.tensors = {*map(id, model.parameters()), *map(id, model.buffers())}
+        if values:
+            self._bytes, self.tensors = 2**62, set()
+        for module in list(model.modules()):
+            self._add_members(module)
+        if values:
+            for tensor in [*model.parameters(), *model.buffers()]:
+                self._look(tensor)
+
+    def _look(self, value: Any) -> None:
+        if isinstance(value, _OPAQUE) or id(value) in self._seen or self._left <= 0:
+            return
+        if isinstance(value, torch.nn.Module) or id(value) in self.tensors:
+            return
+        if isinstance(value, torch.Tensor):
+            self._add_tensor(value)
+        elif isinstance(value, np.ndarray):
+            self._add_array(value)
+        elif type(value) in (*_CONTAINERS, tuple):
+            self._add_container(value)
+        elif type(value).__module__.partition(".")[0] not in (*_NOT_THE_MODELS, "builtins"):
+            self._add_members(value)
+
+    def _add_members(self, owner: Any) -> None:
+        """The attributes of a module or of an object that belongs to it."""
+        self._seen[id(owner)] = owner
+        members = vars(owner) if hasattr(owner, "__dict__") else None
+        if isinstance(members, dict):
+            self._kept.append((members, dict(members)))
+            self._look_into(members.values())
+
+    def _add_container(self, container: Any) -> None:
+        self._seen[id(container)] = container
+        if not isinstance(container, tuple):
+            self._kept.append((container, container.copy()))
+        if len(container) <= _LONGEST:
+            self._look_into(container.values() if isinstance(container, Mapping) else container)
+
+    def _look_into(self, values: Any) -> None:
+        for value in list(values):
+            if value is not None and not isinstance(value, (bool, int, float, complex, str, bytes)):
+                self._left -= 1
+                self._look(value)
+
+    def _add_tensor(self, tensor: torch.Tensor) -> None:
+        self._seen[id(tensor)] = tensor
+        size = tensor.numel() * tensor.element_size()
+        if size <= self._bytes and not tensor.is_meta and tensor.layout is torch.strided:
+            self._bytes -= size
+            self._kept.append((tensor, tensor.detach().clone()))
+
+    def _add_array(self, array: np.ndarray[Any, Any]) -> None:
+        self._seen[id(array)] = array
+        if array.nbytes <= self._bytes and not array.dtype.hasobject:
+            self._bytes -= array.nbytes
+            self._kept.append((array, array.copy()))
+
+    def changes(self) -> Changes:
+        """What is no longer as it was: (owner, key, before, now); key None for what changed as a whole."""
+        found: Changes = []
+        for owner, before in self._kept:
+            if isinstance(owner, dict):
+                found += [
+                    (owner, key, before.get(key), owner.get(key))
+                    for key in {**before, **owner}
+                    if key not in before or key not in owner or before[key] is not owner[key]
+                ]
+            elif isinstance(owner, list) and len(owner) == len(before):
+                pairs = enumerate(zip(before, owner, strict=True))
+                found += [(owner, place, was, now) for place, (was, now) in pairs if was is not now]
+            elif not _same(owner, before):
+                found.append((owner, None, before, owner.copy() if hasattr(owner, "copy") else owner.detach().clone()))
+        return found
+
+    def restore(self) -> None:
+        """Put everything back, into the very objects that held it."""
+        for owner, before in self._kept:
+            if _same(owner, before):
+                continue
+            if isinstance(owner, torch.Tensor):
+                with torch.no_grad(), torch.inference_mode(owner.is_inference()):
+                    owner.detach().copy_(before)
+            elif isinstance(owner, np.ndarray):
+                np.copyto(owner, before)
+            else:
+                owner.clear()
+                (owner.extend if hasattr(owner, "extend") else owner.update)(before)
+
+
+def _same(now: Any, before: Any) -> bool:
+    if isinstance(now, torch.Tensor):
+        return now.shape == before.shape and _bits_equal(now.detach(), before)
+    if isinstance(now, np.ndarray):
+        return bool(np.array_equal(now.view(np.uint8), before.view(np.uint8))) if now.flags.c_contiguous else False
+    if len(now) != len(before):
+        return False
+    if isinstance(now, dict):
+        return all(a is b and now[a] is before[b] for a, b in zip(now, before, strict=True))
+    if isinstance(now, set):
+        return bool(now == before)
+    return all(a is b for a, b in zip(now, before, strict=True))
+
+
+def _bits_equal(now: torch.Tensor, before: torch.Tensor) -> bool:
+    """Also where both are NaN."""
+    return torch.equal(now, before) or bool((now.isnan() & before.isnan() | (now == before)).all())
+
+
+@contextlib.contextmanager
+def kept(model: torch.nn.Module, values: bool = False) -> Iterator[State]:
+    """Whatever the block does to the Python state of the model is undone at its end."""
+    state = State(model, values)
+    try:
+        yield state
+    finally:
+        state.restore()
