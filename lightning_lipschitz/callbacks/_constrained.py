@@ -49,6 +49,9 @@ class ConstrainedWeights:
         self._prefix = self._mark = ""  # of the model's names, and of those in here
         self._aliases: dict[str, str] = {}
         self._frozen: tuple[bool, ...] = ()
+        self._traces = 0
+        #: the model has become another one than training began with, and what belongs to that one is of no use
+        self.renewed = False
 
     @property
     def traced(self) -> bool:
@@ -155,6 +158,22 @@ class ConstrainedWeights:
         self._linear = None
         return self.trace(model)
 
+    def refresh(self, model: LightningModule) -> None:
+        """Read the submodule anew if it is no longer what was traced: another layer, activation or number.
+
+        Raises:
+            LipschitzError: as :meth:`trace`.
+        """
+        watched, linear = self._watched, self._linear
+        if linear is None or watched is None:
+            return
+        with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+            reader = watched.reader(model)
+            reader.refresh()
+            if reader is not linear.extractor or reader.traces != self._traces:
+                self._linear = self._trace(model, watched)
+                self.renewed = True
+
     def _trace(self, model: LightningModule, watched: Watched) -> StoredWeights:
         target = unwrapped(find_target(model, self._name, self._owner))
         chosen, example = watched.part(model)
@@ -170,6 +189,7 @@ class ConstrainedWeights:
         self._part, self._parameters = chosen, {name: chosen.get_parameter(name) for name in linear.parameter_names}
         tensors = (*target.named_parameters(remove_duplicate=False), *target.named_buffers(remove_duplicate=False))
         self._readable = frozenset(self._mark + name for name, _ in tensors)
+        self._traces = linear.extractor.traces
         return linear
 
     def _require_alike(self, watched: Watched) -> None:

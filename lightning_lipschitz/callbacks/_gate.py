@@ -81,6 +81,7 @@ class Gate:
         if not checkpoint.get("state_dict"):
             return  # of a strategy that gathers the weights elsewhere
         self._weights.prepare(model)
+        self._weights.refresh(model)
         tensors = self._weights.part(checkpoint["state_dict"])
         written = _undisturbed(lambda: self._author(tensors))
         self._warn_of_others(written)
@@ -111,6 +112,7 @@ class Gate:
 
     def before_validation(self, trainer: Trainer, model: LightningModule) -> Certificate:
         """Find what would be written now; every rank gets it, or its error."""
+        self._weights.refresh(model)
         root = deployed(trainer, model)
         self._validated = self._agreed(root)
         self.certificate = self._validated.certificate.at(trainer.current_epoch, trainer.global_step)
@@ -140,6 +142,7 @@ class Gate:
 
     def finish(self, trainer: Trainer, model: LightningModule) -> Certificate:
         """Leave in the module what a file would hold."""
+        self._weights.refresh(model)
         written = self._agreed(model)
         Swap().put(self._weights.parameters, written.tensors)
         self._author.keep(self._weights.of(model), Written({}, written.certificate))

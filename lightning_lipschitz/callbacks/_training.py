@@ -27,6 +27,8 @@ from lightning_lipschitz.extraction import Input, Output
 
 T = TypeVar("T")
 
+RENEWED = "the model has changed since it was read (a layer, an activation or a number); it is held to the bound anew."
+
 
 @dataclass(eq=False)
 class Fit:
@@ -121,7 +123,14 @@ class ConstrainedTraining(Callback):
 
     def _ready(self, fit: Fit, pl_module: LightningModule) -> bool:
         """Whether the weights can be read, in the middle of a batch."""
+        if fit.weights.renewed:
+            fit.weights.renewed = False
+            self._renew(fit)
         return fit.weights.traced or fit.weights.hear(pl_module, fit.batch)
+
+    def _renew(self, fit: Fit) -> None:
+        """The model has become another one: what was found for the old one is let go."""
+        raise NotImplementedError
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._fit is not None and self._fit.weights.traced and _validates_training(trainer):

@@ -67,11 +67,15 @@ class Author:
             NonFiniteError: weights that are NaN or infinite.
             LipschitzError: the bound cannot be certified.
         """
-        if self._answer is not None and _same(tensors, self._given):
+        if self._answer is not None and _same(tensors, self._given) and self._holds(tensors, self._answer):
             return self._answer
         answer = self._write(tensors)
         self.keep(tensors, answer)
         return answer
+
+    def _holds(self, tensors: Tensors, answer: Written) -> bool:
+        """Whether the model is still the one that the answer is of."""
+        return self._weights.network({**tensors, **answer.tensors}).digest == answer.certificate.network_digest
 
     def keep(self, tensors: Tensors, answer: Written) -> None:
         """Take an answer that another process found."""
@@ -81,7 +85,7 @@ class Author:
     @torch.no_grad()
     def _write(self, tensors: Tensors) -> Written:
         """By the multipliers of training if they are there and will do, for that is cheap; else by a search."""
-        network, multipliers = self._weights.network(tensors), self.hint()
+        network, multipliers = self._weights.network(tensors), None if self._weights.renewed else self.hint()
         if self._max_lipschitz is None or multipliers is None:
             return self._search(tensors, network)
         proved = _prove(network, multipliers)

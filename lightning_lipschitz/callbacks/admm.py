@@ -16,8 +16,9 @@ from lightning_lipschitz.callbacks._arguments import (
 )
 from lightning_lipschitz.callbacks._choice import Choice
 from lightning_lipschitz.callbacks._ranks import Failure
-from lightning_lipschitz.callbacks._training import ConstrainedTraining, Fit, gradient_scale
+from lightning_lipschitz.callbacks._training import RENEWED, ConstrainedTraining, Fit, gradient_scale
 from lightning_lipschitz.certificate import Multipliers
+from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction import Input, Output
 from lightning_lipschitz.projection.consensus import Consensus, Problem
 
@@ -214,6 +215,10 @@ class LipschitzADMM(ConstrainedTraining):
                 " Raise `penalty`, train longer, or allow a larger bound.",
             )
 
+    def _renew(self, fit: Fit) -> None:
+        self._consensus, self._missed = None, True
+        self._warn("renewed", RENEWED)
+
     # A round
 
     def _round(self, trainer: Trainer) -> None:
@@ -221,6 +226,13 @@ class LipschitzADMM(ConstrainedTraining):
         if fit is None or not fit.weights.traced:
             return
         self._last_round = trainer.global_step
+        try:
+            fit.weights.refresh(trainer.lightning_module)
+        except LipschitzError as error:
+            self._warn("round", f"a round failed in epoch {trainer.current_epoch}, training goes on: {error}")
+            return
+        self._ready(fit, trainer.lightning_module)
+        self._missed = False
         outcome = fit.timed(lambda: fit.ranks.once(lambda: self._advance(fit)))
         if isinstance(outcome, Failure):  # the pull of the last round goes on; what is written is certified anyway
             self._warn(

@@ -113,6 +113,15 @@ class Extractor:
             self.extract(weights)
         return Linearised(self._graph, {**self._attributes(), **self._tensors(weights)}, self._name)
 
+    def refresh(self) -> None:
+        """Trace again if the model no longer computes what was traced; ``traces`` tells.
+
+        Raises:
+            As the constructor.
+        """
+        with undisturbed(self._model) as rewritten:
+            self._trace(self._tensors(None, rewritten))
+
     def _trace(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         """Trace, if that was not done or the model no longer does what it did then; whether it was traced."""
         if self._graph is not None:
