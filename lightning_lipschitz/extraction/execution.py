@@ -20,30 +20,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_lipschitz.errors import ExtractionError, LipschitzError
+from lightning_lipschitz.errors import ExtractionError
+from lightning_lipschitz.extraction.location import users_line
+from lightning_lipschitz.extraction.reads import NUMBERS, TRUTHS, Read, Unused
 from lightning_lipschitz.extraction.state import kept
 from lightning_lipschitz.extraction.undisturbed import name_of
 
-_TRUTHS = frozenset(("__bool__", "is_nonzero", "equal", "allclose", "__contains__"))
-_NUMBERS = frozenset(("item", "__int__", "__float__", "__index__", "__complex__", "tolist", "numpy", "__array__"))
 _LARGE = 2**22  # bytes of a constant above which a sum stands for its values
-
-
-@dataclass(frozen=True, eq=False)
-class Read:
-    """A tensor that was turned into a Python value.
-
-    Args:
-        operation: how.
-        value: what Python got.
-        of_input: whether it depends on the input.
-        where: the user's line, in parentheses.
-    """
-
-    operation: str
-    value: Any
-    of_input: bool
-    where: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +72,7 @@ def _harmless(
     model: torch.nn.Module, weights: Mapping[str, torch.Tensor], x: torch.Tensor, found: Execution, number: int
 ) -> Any:
     read = found.reads[number]
-    is_truth = read.operation in _TRUTHS
+    is_truth = read.operation in TRUTHS
     value = (not read.value) if is_truth else Unused()
     try:
         other: Execution | None = _run(model, weights, x, (number, value))
@@ -205,58 +188,9 @@ class _Reads(TorchFunctionMode):
         self._record = record
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in _TRUTHS | _NUMBERS:
+        if getattr(func, "__name__", "") in TRUTHS | NUMBERS:
             return self._record.read(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
-
-
-class Replay(TorchFunctionMode):
-    """Answers reads as they were answered in an execution, wherever Python asks the same in the same order.
-
-    Args:
-        reads: of the execution.
-    """
-
-    def __init__(self, reads: Sequence[Read]) -> None:
-        super().__init__()
-        self._reads, self._next = reads, 0
-
-    def rewind(self, *_: Any) -> None:
-        """The model is called, perhaps again."""
-        self._next = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in _TRUTHS | _NUMBERS and self._next < len(self._reads) and self._reads[self._next].operation == name:
-            self._next += 1
-            return self._reads[self._next - 1].value
-        return func(*args, **(kwargs or {}))
-
-
-class Unused:
-    """Stands for a number, and notes whether anything was done with it."""
-
-    used = False
-
-
-def _use(self: Unused, *args: Any, **kwargs: Any) -> Any:
-    self.used = True
-    raise TypeError("a Python number that depends on the values of the input is used")
-
-
-_ANY_USE = """
-    abs add and array bool ceil complex contains divmod eq float floor floordiv ge getattr getitem gt hash index int
-    invert iter le len lshift lt matmul mod mul ne neg or pos pow radd rand rdivmod reversed rfloordiv rlshift rmatmul
-    rmod rmul ror round rpow rrshift rshift rsub rtruediv rxor setitem sub truediv trunc xor
-"""
-for _name in _ANY_USE.split():
-    setattr(Unused, f"__{_name}__", _use)
-
-
-def users_line(frames: Sequence[traceback.FrameSummary]) -> str:
-    """The innermost line of the user's own, in parentheses; empty if there is none."""
-    users = [f for f in frames if "/torch/" not in f.filename and "lightning_lipschitz/" not in f.filename]
-    return f" (at {users[-1].filename}:{users[-1].lineno}: `{users[-1].line}`)" if users else ""
 
 
 def _memory(tensor: torch.Tensor) -> int:
@@ -287,16 +221,3 @@ def _value_text(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
     return repr(value)
-
-
-def not_run(model: torch.nn.Module, x: torch.Tensor, error: Exception) -> Exception:
-    """What the model itself says of such an input."""
-    if isinstance(error, LipschitzError):
-        return error
-    told = str(error).strip().partition("\n")[0]
-    where = users_line(traceback.extract_tb(error.__traceback__))
-    reason = f"it does not run on an input of shape {tuple(x.shape)}: {type(error).__name__}: {told}{where}."
-    advice = "Give an example input that its forward takes; of several inputs a tuple, and name one with `input=`."
-    if isinstance(model, torch.fx.GraphModule):
-        advice = "An exported module may keep the batch size of its example: give the nn.Module that it was made from."
-    return ExtractionError(name_of(model), reason, advice)

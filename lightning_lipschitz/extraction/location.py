@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ import torch
 from lightning_lipschitz.extraction.patterns import operator_name
 from lightning_lipschitz.extraction.undisturbed import clean
 
+_PACKAGE = str(Path(__file__).parents[1])
 _CONTAINERS = ("container", "transformer")  # modules of torch.nn whose name would hide the operator's
 
 
@@ -48,3 +52,9 @@ def line(node: torch.fx.Node) -> str:
         if match and "/torch/" not in place:
             return f"(at {match[1]}:{match[2]}: `{code}`)"
     return ""
+
+
+def users_line(frames: Sequence[traceback.FrameSummary]) -> str:
+    """The innermost line of the user's own, in parentheses; empty if there is none."""
+    users = [f for f in frames if "/torch/" not in f.filename and not f.filename.startswith(_PACKAGE)]
+    return f" (at {users[-1].filename}:{users[-1].lineno}: `{users[-1].line}`)" if users else ""

@@ -18,9 +18,10 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from lightning_lipschitz.errors import ArgumentError, ExtractionError, LipschitzError, UnsupportedModuleError
-from lightning_lipschitz.extraction.execution import Execution, Replay, not_run, observe, users_line
-from lightning_lipschitz.extraction.location import display_name, path
+from lightning_lipschitz.extraction.execution import Execution, observe
+from lightning_lipschitz.extraction.location import display_name, path, users_line
 from lightning_lipschitz.extraction.patterns import fuse, operator_name
+from lightning_lipschitz.extraction.reads import Replay
 from lightning_lipschitz.extraction.refusals import refusal
 from lightning_lipschitz.extraction.state import kept
 from lightning_lipschitz.extraction.undisturbed import clean, name_of, quiet_export, refuse_script
@@ -127,7 +128,20 @@ def _observed(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], x: to
     try:
         return observe(model, weights, x)
     except Exception as error:
-        raise not_run(model, x, error) from error
+        raise _not_run(model, x, error) from error
+
+
+def _not_run(model: torch.nn.Module, x: torch.Tensor, error: Exception) -> Exception:
+    """What the model itself says of such an input."""
+    if isinstance(error, LipschitzError):
+        return error
+    told = str(error).strip().partition("\n")[0]
+    where = users_line(traceback.extract_tb(error.__traceback__))
+    reason = f"it does not run on an input of shape {tuple(x.shape)}: {type(error).__name__}: {told}{where}."
+    advice = "Give an example input that its forward takes; of several inputs a tuple, and name one with `input=`."
+    if isinstance(model, torch.fx.GraphModule):
+        advice = "An exported module may keep the batch size of its example: give the nn.Module that it was made from."
+    return ExtractionError(name_of(model), reason, advice)
 
 
 def _has_fixed_batch(model: torch.nn.Module, exported: ExportedProgram) -> bool:
