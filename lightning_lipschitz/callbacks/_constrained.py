@@ -50,8 +50,7 @@ class ConstrainedWeights:
         self._aliases: dict[str, str] = {}
         self._frozen: tuple[bool, ...] = ()
         self._traces = 0
-        #: the model has become another one than training began with, and what belongs to that one is of no use
-        self.renewed = False
+        self.renewed = False  # the model has become another one, and what was found for the old one is of no use
 
     @property
     def traced(self) -> bool:

@@ -27,7 +27,7 @@ from lightning_lipschitz.extraction import Input, Output
 
 T = TypeVar("T")
 
-RENEWED = "the model has changed since it was read (a layer, an activation or a number); it is held to the bound anew."
+_RENEWED = "the model has changed since it was read (a layer, an activation or a number); it is held to the bound anew."
 
 
 @dataclass(eq=False)
@@ -112,7 +112,7 @@ class ConstrainedTraining(Callback):
             self._fit.batch = batch
 
     def _forget(self) -> None:
-        """Other weights are trained from now on than before: what was found for those is of no use."""
+        """Other weights are trained, or another model is, than before: what was found for those is of no use."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -125,12 +125,9 @@ class ConstrainedTraining(Callback):
         """Whether the weights can be read, in the middle of a batch."""
         if fit.weights.renewed:
             fit.weights.renewed = False
-            self._renew(fit)
+            self._forget()
+            self._warn("renewed", _RENEWED)
         return fit.weights.traced or fit.weights.hear(pl_module, fit.batch)
-
-    def _renew(self, fit: Fit) -> None:
-        """The model has become another one: what was found for the old one is let go."""
-        raise NotImplementedError
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._fit is not None and self._fit.weights.traced and _validates_training(trainer):

@@ -16,7 +16,7 @@ from lightning_lipschitz.callbacks._arguments import (
 )
 from lightning_lipschitz.callbacks._choice import Choice
 from lightning_lipschitz.callbacks._ranks import Failure
-from lightning_lipschitz.callbacks._training import RENEWED, ConstrainedTraining, Fit, gradient_scale
+from lightning_lipschitz.callbacks._training import ConstrainedTraining, Fit, gradient_scale
 from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction import Input, Output
@@ -215,10 +215,6 @@ class LipschitzADMM(ConstrainedTraining):
                 " Raise `penalty`, train longer, or allow a larger bound.",
             )
 
-    def _renew(self, fit: Fit) -> None:
-        self._consensus, self._missed = None, True
-        self._warn("renewed", RENEWED)
-
     # A round
 
     def _round(self, trainer: Trainer) -> None:
@@ -232,7 +228,6 @@ class LipschitzADMM(ConstrainedTraining):
             self._warn("round", f"a round failed in epoch {trainer.current_epoch}, training goes on: {error}")
             return
         self._ready(fit, trainer.lightning_module)
-        self._missed = False
         outcome = fit.timed(lambda: fit.ranks.once(lambda: self._advance(fit)))
         if isinstance(outcome, Failure):  # the pull of the last round goes on; what is written is certified anyway
             self._warn(

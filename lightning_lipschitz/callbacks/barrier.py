@@ -11,7 +11,7 @@ from lightning_lipschitz.callbacks._arguments import require_flag, require_posit
 from lightning_lipschitz.callbacks._choice import Choice
 from lightning_lipschitz.callbacks._path import Path
 from lightning_lipschitz.callbacks._ranks import Failure
-from lightning_lipschitz.callbacks._training import RENEWED, ConstrainedTraining, Fit, gradient_scale, learning_rate
+from lightning_lipschitz.callbacks._training import ConstrainedTraining, Fit, gradient_scale, learning_rate
 from lightning_lipschitz.extraction import Input, Output
 from lightning_lipschitz.projection.barrier import Start
 from lightning_lipschitz.projection.multipliers import widened
@@ -159,11 +159,8 @@ class LipschitzBarrier(ConstrainedTraining):
             self._path.leave()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        fit = self._fit
-        if fit is None or not self._ready(fit, pl_module):
-            return
-        path = self._path  # a model that has changed gets another
-        if path is None:
+        fit, path = self._fit, self._path
+        if fit is None or path is None or not self._ready(fit, pl_module):
             return
         if not path.inside():
             self._enter(trainer, fit, path)
@@ -210,12 +207,6 @@ class LipschitzBarrier(ConstrainedTraining):
             self._warn(
                 "moved", f"the weights were outside of `max_lipschitz={self.max_lipschitz:g}` and were projected."
             )
-
-    def _renew(self, fit: Fit) -> None:
-        self._leave()
-        self._path = Path(fit.weights, self.max_lipschitz)
-        fit.author.hint = self._path.multipliers
-        self._warn("renewed", RENEWED)
 
     def _start(self, fit: Fit) -> Start:
         found = fit.weights.linear.start_inside(
