@@ -50,6 +50,7 @@ class ConstrainedWeights:
         self._aliases: dict[str, str] = {}
         self._frozen: tuple[bool, ...] = ()
         self._traces = 0
+        self._outgrown = False  # a parameter has another shape than when it was traced
         self.renewed = False  # the model has become another one, and what was found for the old one is of no use
 
     @property
@@ -78,7 +79,9 @@ class ConstrainedWeights:
         part = self._part
         for name in self._parameters if part is not None else ():
             with contextlib.suppress(AttributeError):
-                self._parameters[name] = part.get_parameter(name)  # type: ignore[union-attr]
+                found = part.get_parameter(name)  # type: ignore[union-attr]
+                self._outgrown = self._outgrown or found.shape != self._parameters[name].shape
+                self._parameters[name] = found
 
     def start(self, model: LightningModule) -> None:
         """Find the submodule; trace it if its input is known, else listen for the first call.
@@ -157,6 +160,12 @@ class ConstrainedWeights:
         self._linear = None
         return self.trace(model)
 
+    def fit_in(self, model: LightningModule) -> None:
+        """:meth:`refresh`, where it is plain without a look at the whole model: parameters have other shapes."""
+        self._look_up()
+        if self._outgrown:
+            self.refresh(model)
+
     def refresh(self, model: LightningModule) -> None:
         """Read the submodule anew if it is no longer what was traced: another layer, activation or number.
 
@@ -188,7 +197,7 @@ class ConstrainedWeights:
         self._part, self._parameters = chosen, {name: chosen.get_parameter(name) for name in linear.parameter_names}
         tensors = (*target.named_parameters(remove_duplicate=False), *target.named_buffers(remove_duplicate=False))
         self._readable = frozenset(self._mark + name for name, _ in tensors)
-        self._traces = linear.extractor.traces
+        self._traces, self._outgrown = linear.extractor.traces, False
         return linear
 
     def _require_alike(self, watched: Watched) -> None:
@@ -265,28 +274,6 @@ class ConstrainedWeights:
         outputs, seeds = [m for m, _ in pairs], [d for _, d in pairs]
         gradients = torch.autograd.grad(outputs, parameters, seeds, allow_unused=True)
         return [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
-
-
-class Swap:
-    """Other values in some parameters, for a while."""
-
-    def __init__(self) -> None:
-        self._kept: list[tuple[Tensor, Tensor]] = []
-
-    @torch.no_grad()
-    def put(self, parameters: Tensors, values: Tensors) -> None:
-        """Write ``values`` into the parameters of the same names."""
-        self.back()
-        self._kept = [(parameters[name], parameters[name].detach().clone()) for name in values]
-        for name, value in values.items():
-            parameters[name].copy_(value)
-
-    @torch.no_grad()
-    def back(self) -> None:
-        """As it was before."""
-        for parameter, value in self._kept:
-            parameter.copy_(value)
-        self._kept = []
 
 
 def _trained(optimizer: Optimizer) -> frozenset[int]:

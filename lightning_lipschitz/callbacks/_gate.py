@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from lightning_lipschitz._lightning import LightningModule, Trainer, isolate_rng, rank_zero_warn
 from lightning_lipschitz.callbacks import _atomic as atomic
-from lightning_lipschitz.callbacks._constrained import ConstrainedWeights, Swap
+from lightning_lipschitz.callbacks._constrained import ConstrainedWeights
 from lightning_lipschitz.callbacks._hooks import Checkpoint, Gates
 from lightning_lipschitz.callbacks._ranks import Failure, Ranks
 from lightning_lipschitz.callbacks._saver import Saver
 from lightning_lipschitz.callbacks._stamp import to_plain
+from lightning_lipschitz.callbacks._swap import Swap
 from lightning_lipschitz.callbacks._target import deployed
 from lightning_lipschitz.callbacks._written import Author, Written
 from lightning_lipschitz.certificate import Certificate

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from torch import nn
 
 from lightning_lipschitz._lightning import LightningModule, Trainer
-from lightning_lipschitz.callbacks._constrained import Swap
+from lightning_lipschitz.callbacks._swap import Swap
 from lightning_lipschitz.callbacks._target import deployed
 from lightning_lipschitz.callbacks._training import ConstrainedTraining
 

@@ -123,6 +123,7 @@ class ConstrainedTraining(Callback):
 
     def _ready(self, fit: Fit, pl_module: LightningModule) -> bool:
         """Whether the weights can be read, in the middle of a batch."""
+        fit.weights.fit_in(pl_module)
         if fit.weights.renewed:
             fit.weights.renewed = False
             self._forget()
