@@ -71,6 +71,8 @@ def fuse(graph: torch.fx.Graph) -> None:
         if operator_name(node.target) in _CHECKS:
             graph.erase_node(node)
     for node in graph.nodes:
+        if operator_name(node.target) == "broadcast_tensors":
+            _take_apart(node)
         if node.target in _OF_TWO:
             node.target = _OF_TWO[node.target]
             continue
@@ -80,6 +82,14 @@ def fuse(graph: torch.fx.Graph) -> None:
                 node.target = function
                 node.args = (bound.pop("x"), *bound.values(), *_FURTHER.get(function, ()))
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+
+
+def _take_apart(broadcast: torch.fx.Node) -> None:
+    """What has the common shape already stands for itself: a reader of the mean does not read the scale beside it."""
+    for user in list(broadcast.users):
+        given = broadcast.args[0][user.args[1]]  # type: ignore[index]
+        if str(given.meta["val"].shape) == str(user.meta["val"].shape):
+            user.replace_all_uses_with(given)
 
 
 def _matches(template: Any, value: Any, bound: dict[str, Any]) -> bool:

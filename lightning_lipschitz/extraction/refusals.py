@@ -39,7 +39,7 @@ _REPLACE = {
     "Use nn.Dropout, which follows the training flag, or pass training=self.training.": "native_dropout",
     "Keep running statistics (track_running_stats=True), or samples act on each other.": "_native_batch_norm_legit",
 }
-_NOT_YET = {
+NOT_YET = {
     "Recurrent layers have no rule.": "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
 }
 _DEFAULT = "Certify what comes before and after it on its own (the constants of a composition multiply), or replace it."
@@ -50,7 +50,7 @@ _TABLE: list[tuple[Verdict, dict[str, str]]] = [
     ),
     ("never", _NEVER),
     ("replace", _REPLACE),
-    ("not yet", _NOT_YET),
+    ("not yet", NOT_YET),
 ]
 _REASONS = {
     name: (verdict, why) for verdict, reasons in _TABLE for why, names in reasons.items() for name in names.split()

@@ -22,7 +22,7 @@ from lightning_lipschitz.extraction.execution import Execution, observe
 from lightning_lipschitz.extraction.location import display_name, path, users_line
 from lightning_lipschitz.extraction.patterns import fuse, operator_name
 from lightning_lipschitz.extraction.reads import Replay
-from lightning_lipschitz.extraction.refusals import refusal
+from lightning_lipschitz.extraction.refusals import NOT_YET, refusal
 from lightning_lipschitz.extraction.state import kept
 from lightning_lipschitz.extraction.undisturbed import clean, name_of, quiet_export, refuse_script
 
@@ -208,7 +208,7 @@ def _refuse_unread(exported: ExportedProgram) -> None:
     """What has no rule for any input or output, before a user is asked to name one."""
     for node in exported.graph.nodes:
         known = refusal(operator_name(node.target)) if node.op == "call_function" else None
-        if known is not None and known[0] == "not yet":
+        if known is not None and known[1] in NOT_YET:
             raise UnsupportedModuleError(path(node), display_name(node), *known)
 
 

@@ -71,7 +71,10 @@ def test_weights_tied_to_the_outside(make, weights_only, method, fit, tmp_path):
 
 
 def test_tied_training_weights_come_back(fit, tmp_path):
-    fit(Listed(), LipschitzADMM(BOUND, module="net", every_n_steps=3), steps(tmp_path), max_epochs=1)
+    torch.manual_seed(0)
+    model = Listed()
+    model.net[0].weight.data.mul_(20.0)  # far outside: every file differs from training
+    fit(model, LipschitzADMM(BOUND, module="net", every_n_steps=3), steps(tmp_path), max_epochs=1)
     file = torch.load(tmp_path / "step=4.ckpt", weights_only=True)
     kept = file["admm"]["training_weights"]
     assert torch.equal(kept["again.0"], kept["net.0.weight"])

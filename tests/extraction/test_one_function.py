@@ -83,7 +83,11 @@ def distributed(m, x):
     return torch.distributions.Normal(m.a(x), torch.ones(3), validate_args=True).mean
 
 
-@pytest.mark.parametrize("forward", [checked, logged, distributed])
+def with_a_scale_that_nobody_reads(m, x):
+    return torch.distributions.Normal(m.a(x), x.clamp(-20, 2).exp(), validate_args=True).mean
+
+
+@pytest.mark.parametrize("forward", [checked, logged, distributed, with_a_scale_that_nobody_reads])
 def test_checks_of_arguments_and_records_are_no_branches(forward):
     model = Lambda(forward, a=nn.Linear(3, 3))
     model.history = []
