@@ -180,6 +180,7 @@ torch.take_along_dim(x, torch.zeros_like(x, dtype=torch.long), {d})
 x.unsqueeze(1).expand(-1, 2, *x.shape[1:])
 x.broadcast_to(x.shape)
 x.expand_as(x)
+torch.broadcast_tensors(x, x.mean(-1, keepdim=True))[1]
 x.repeat(1, 2, *[1] * (x.ndim - 2))
 x.tile(2)
 x.repeat_interleave(2, {d})

@@ -165,22 +165,7 @@ def _traced_once():
             raise error
         return made
 
-    rooms = ("extraction.extractor", "extraction.structured.extractor")
-    stack = [mock.patch(f"lightning_lipschitz.{room}.trace", once) for room in rooms]
-    return _Several(stack)
-
-
-class _Several:
-    def __init__(self, contexts):
-        self.contexts = contexts
-
-    def __enter__(self):
-        for each in self.contexts:
-            each.start()
-
-    def __exit__(self, *_):
-        for each in self.contexts:
-            each.stop()
+    return mock.patch("lightning_lipschitz.extraction.extractor.trace", once)
 
 
 def smallest(program, wrong):
