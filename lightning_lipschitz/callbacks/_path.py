@@ -148,9 +148,9 @@ class Path:
         return Multipliers(squared(self._bound), tuple(lam.cpu().numpy() for lam in self._interior.multipliers))
 
     def plain(self) -> dict[str, Any]:
-        """Tensors and Python scalars only."""
+        """Tensors of the CPU and Python scalars only."""
         counts = {name: getattr(self, name) for name in _COUNTS}
-        return {"multipliers": [lam.clone() for lam in self.interior.multipliers], **counts}
+        return {"multipliers": [lam.to("cpu", copy=True) for lam in self.interior.multipliers], **counts}
 
 
 def _between(before: Mapping[str, Tensor], after: Mapping[str, Tensor], t: float) -> dict[str, Tensor]:

@@ -26,10 +26,10 @@ def aliases(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for other, tensor in tensors.items():
         span = _span(tensor)
-        for name, own in spans.items():
-            if name == other or not _overlap(own, span):
+        for name, own in mine.items():
+            if name == other or not (own is tensor or _overlap(spans[name], span)):
                 continue
-            if not _is_same(mine[name], tensor):
+            if not _is_same(own, tensor):
                 raise _half_shared(model, name, other)
             if other not in mine:
                 found[other] = name
@@ -37,17 +37,24 @@ def aliases(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 
 
 def shared(one: Mapping[str, Tensor], other: Iterable[Tensor]) -> str | None:
-    """The first name of ``one`` whose tensor lies in the memory of some tensor of ``other``."""
-    spans = [_span(tensor) for tensor in other]
-    return next((name for name, tensor in one.items() if any(_overlap(_span(tensor), span) for span in spans)), None)
+    """The first name of ``one`` whose tensor is some tensor of ``other``, or lies in its memory."""
+    known = [(each, _span(each)) for each in other]
+    for name, tensor in one.items():
+        span = _span(tensor)
+        if any(each is tensor or _overlap(span, its) for each, its in known):
+            return name
+    return None
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """First byte, and the one after the last; as good as none for what has no memory."""
-    if tensor.numel() == 0 or tensor.device.type == "meta":
+    """First byte, and the one after the last; nothing for what has no memory, or none that has an address."""
+    try:
+        start = tensor.data_ptr()
+    except RuntimeError:  # fake ones, and those of devices whose memory is not addressed
+        start = 0
+    if start == 0 or tensor.numel() == 0:
         return 0, 0
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    start = tensor.data_ptr()
     return start, start + (last + 1) * tensor.element_size()
 
 

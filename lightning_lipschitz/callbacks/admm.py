@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch.optim import Optimizer
 
 from lightning_lipschitz._lightning import LightningModule, Trainer
@@ -172,11 +173,11 @@ class LipschitzADMM(ConstrainedTraining):
         if self._missed:
             self._missed = False
             self._round(trainer)
-        consensus = self._consensus
-        if consensus is None:
+        if self._consensus is None:
             return
         if fit.weights.is_trained_by(optimizer):
-            pull = consensus.pull(fit.weights.matrices())
+            self._consensus = self._consensus.to(_device(fit))  # a checkpoint brings it to the CPU
+            pull = self._consensus.pull(fit.weights.matrices())
             fit.weights.add_gradient(optimizer, pull, gradient_scale(trainer, optimizer))
 
     def on_train_batch_end(
@@ -234,14 +235,15 @@ class LipschitzADMM(ConstrainedTraining):
                 "round", f"a round failed in epoch {trainer.current_epoch}, training goes on: {outcome.sentence}"
             )
             return
-        self._consensus = outcome.to(next(iter(fit.weights.parameters.values())).device)
+        self._consensus = outcome.to(_device(fit))
 
     def _advance(self, fit: Fit) -> Consensus:
         weights = fit.weights.matrices()
         consensus = self._consensus or Consensus.start(weights, self.penalty)
+        consensus = consensus.to(_device(fit))
         problem = Problem(self.max_lipschitz, self.weight, self.balance)
         moved = fit.weights.linear.advance(consensus, weights, fit.weights.network(), problem)
-        return moved.to("cpu") if fit.ranks.many else moved
+        return moved.to(torch.device("cpu")) if fit.ranks.many else moved
 
     # State
 
@@ -260,3 +262,8 @@ class LipschitzADMM(ConstrainedTraining):
         consensus = state_dict["consensus"]
         self._consensus = None if consensus is None else Consensus.from_plain(consensus)
         self._last_round = state_dict["last_round"]
+
+
+def _device(fit: Fit) -> torch.device:
+    """Where the weights are now."""
+    return next(iter(fit.weights.parameters.values())).device

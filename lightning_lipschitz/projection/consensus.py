@@ -106,20 +106,23 @@ class Consensus:
     def _constants(self) -> dict[tuple[int, torch.dtype], Tensor]:
         return {}
 
-    def to(self, device: torch.device | str) -> Consensus:
-        """The same on another device."""
+    def to(self, device: torch.device) -> Consensus:
+        """The same on another device; itself where it is there."""
+        if all(tensor.device == device for tensor in self.weights):
+            return self
         state = self.state and replace(self.state, dual=self.state.dual.to(device))
         lists = (self.weights, self.duals, self.solved_at)
         weights, duals, solved_at = ([t.to(device) for t in tensors] for tensors in lists)
         return replace(self, weights=weights, duals=duals, solved_at=solved_at, state=state)
 
     def plain(self) -> dict[str, Any]:
-        """Tensors and Python scalars only."""
+        """Tensors of the CPU and Python scalars only."""
         scalars = ("penalty", "bound", "primal_residual", "dual_residual")
         plain: dict[str, Any] = {name: getattr(self, name) for name in scalars}
-        plain |= {name: [t.clone() for t in getattr(self, name)] for name in ("weights", "duals", "solved_at")}
+        for name in ("weights", "duals", "solved_at"):
+            plain[name] = [t.to("cpu", copy=True) for t in getattr(self, name)]
         if self.state is not None:
-            plain["state"] = {"dual": self.state.dual.clone(), "penalty": self.state.penalty}
+            plain["state"] = {"dual": self.state.dual.to("cpu", copy=True), "penalty": self.state.penalty}
         if self.warm_start is not None:
             path = self.warm_start.path
             plain["path"] = [_plain(point) for point in path]
