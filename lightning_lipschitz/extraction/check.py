@@ -23,6 +23,7 @@ _DECADES = 6.0  # a wide check looks at samples of 10^-6 to 10^6
 _ENTRIES = 2**24  # computed at once: a larger batch of a large model is left out
 _NOISE = 2.0**-30  # relative disturbance that shows how much rounding, at its own scale, moves the outputs
 _ROUNDING = 2.0**10  # roundings that may pile up in one product, as a multiple of the resolution
+_FEW = 8.0  # roundings of an output at the scale of one
 _CALLS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 16, 32, 64, 100, 1_000, 10_000, 1_000_000)  # further ones, of a model that counts
 
 Weights = Mapping[str, torch.Tensor]
@@ -93,7 +94,7 @@ def _compare(model: torch.nn.Module, weights: Weights, extraction: Runs, x: torc
     share = min(_ROUNDING * max(resolution, extraction.resolution), 0.1)
     usable = np.isfinite(found) & np.isfinite(ours) if found.shape == ours.shape else np.zeros((1, 1), dtype=bool)
     if usable.any():
-        allowed = share * np.where(usable, sensitivity, 0.0).max(axis=1)
+        allowed = share * np.where(usable, sensitivity, 0.0).max(axis=1) + _floor(extraction, flat, resolution)
         difference = np.where(usable, np.abs(found - ours), 0.0).max(axis=1)
         if (difference <= allowed).all():
             return
@@ -106,6 +107,13 @@ def _compare(model: torch.nn.Module, weights: Weights, extraction: Runs, x: torc
         f"the network read from it does not reproduce it on {len(found)} random samples ({found_out}).",
         "Does its forward depend on the batch size, on a global state, or on anything but its input?",
     )
+
+
+def _floor(extraction: Runs, flat: Array, resolution: float) -> float:
+    """What vanishes beside the outputs of common inputs: ``log(1 + exp(x))`` is zero where ``softplus`` is 10^-20."""
+    with np.errstate(all="ignore"):
+        common = extraction(_samples(_SCALES[:1], flat.shape[1:]).numpy())
+    return _FEW * resolution * float(np.abs(common[np.isfinite(common)]).max(initial=0.0))
 
 
 def _run(model: torch.nn.Module, weights: Weights, x: torch.Tensor, mode: str) -> tuple[Array, float]:

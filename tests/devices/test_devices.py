@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_lipschitz as ll
+from lightning_lipschitz.extraction import Extractor
 
 NAME = os.environ.get("LIGHTNING_LIPSCHITZ_DEVICE", "")
 if not NAME:  # the pretend device is registered for the whole process, so other tests are kept apart from it
@@ -29,7 +30,12 @@ if NAME == "pretend":
 else:
     DEVICE, elsewhere = torch.device(NAME, 0), contextlib.nullcontext
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+# Lightning asks torch of 2.13 in its old words when a model runs inside a dispatch mode.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*treespec, LeafSpec.*:FutureWarning",
+    "ignore:.*(num_workers|does not have many workers|val_dataloader|log_every_n_steps|exists and is not empty)",
+    "ignore:.*(outside of `max_lipschitz|come to meet|were shortened|weights_only)",
+)
 
 
 def trainer_arguments():
@@ -141,6 +147,7 @@ CASES = [
     (body, fit)
     for body in BODIES
     for fit in FITS
+    if fit != "autocast" or NAME != "pretend"  # it has no kernels for autocast, and Lightning would leave that off
     if not ((body == "batch norm" and fit == "barrier") or (body in ("residual", "CNN") and fit == "autocast"))
 ]
 
@@ -154,8 +161,6 @@ def test_fits_say_the_same_there(tmp_path, body, fit):
     close = 1e-6 if NAME == "pretend" and fit != "autocast" else 5e-2  # devices autocast different operators
     assert there == pytest.approx(here, rel=close, abs=1e-6)
     assert all(p.requires_grad for p in model.parameters())
-    # Known gap: after ADMM on the pretend device the module read 0.623 for a bound of 0.5, where the CPU's read 0.497.
-    # Whether a GPU, which moves parameters in place, shows it is open; there the assertion stands.
     if fit in ("barrier", "ADMM"):
         model = model.cpu().eval()
         assert ll.certify(model, torch.zeros(2, 6)).upper_bound <= 0.5
@@ -172,16 +177,38 @@ def test_a_fit_there_goes_on_from_its_checkpoint(tmp_path, fit):
 
 
 @pytest.mark.skipif(NAME != "pretend", reason="only the pretend device counts")
-@pytest.mark.parametrize("body", BODIES)
-def test_a_certificate_brings_the_weights_over_a_few_times_and_no_more(body):
+def test_a_reading_brings_every_weight_over_once():
     with elsewhere():
-        model = made(None, body).eval().to(DEVICE)
-        x = torch.zeros(2, 6).to(DEVICE)
-        size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        model = nn.Sequential(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10)).to(DEVICE)
+        size = sum(t.numel() * t.element_size() for t in model.parameters())
+        extractor = Extractor(model, torch.zeros(2, 784).to(DEVICE))
+        first = pretend.BYTES["to the host"]
         pretend.TRIPS.clear()
         pretend.BYTES.clear()
-        ll.certify(model, x)
-    # A ceiling above what was measured (up to 4.4 times the weights, 31 trips), not derived from what is needed.
-    assert pretend.BYTES["to the host"] <= 4 * size + 256
-    assert pretend.BYTES["from the host"] <= 512
-    assert pretend.TRIPS["to the host"] <= 40
+        extractor.network()
+        outputs = 10 * 8 * 4  # of four samples, in double precision
+        assert first <= 1.05 * size  # and the outputs of the wide check
+        assert pretend.BYTES["to the host"] == size + outputs
+        assert pretend.TRIPS["to the host"] == 4 + 2  # tensors, and the outputs of two calls
+
+
+@pytest.mark.skipif(NAME != "pretend", reason="only the pretend device counts")
+@pytest.mark.parametrize("callback", [lambda: ll.LipschitzADMM(5.0), lambda: ll.LipschitzCallback(lower_bound=False)])
+def test_a_step_of_training_brings_no_weights_over(tmp_path, callback):
+    """Of the same epoch, in steps half as large and twice as many."""
+
+    def brought(batch, *callbacks):
+        x = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
+        data = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch)
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = pl.Trainer(
+            max_epochs=1, callbacks=list(callbacks), enable_checkpointing=False, **quiet, **trainer_arguments()
+        )
+        model = made(Net, "chain")
+        pretend.TRIPS.clear()
+        trainer.fit(model, data)
+        return pretend.TRIPS["to the host"]
+
+    with elsewhere():
+        plain = brought(4) - brought(8)
+        assert brought(4, callback()) - brought(8, callback()) == plain
