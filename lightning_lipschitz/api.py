@@ -216,8 +216,7 @@ def lower_bound(
     for name, value, least in (("steps", steps, 0), ("pairs", pairs, 1)):
         if not isinstance(value, int) or value < least:
             raise ArgumentError(name, value, f"an integer >= {least}")
-    reader = RoutedExtractor(searched, inputs, name=module, input=input, output=output)
-    function = reader.function(device)
+    function = RoutedExtractor(searched, inputs, name=module, input=input, output=output).function(device)
     generator = torch.Generator().manual_seed(seed)
     begin = start.flatten(1).to(device)
     return steepest_pair(function, begin, steps=steps, pairs=pairs, generator=generator, clock=clock)

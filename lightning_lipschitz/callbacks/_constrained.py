@@ -17,7 +17,7 @@ from lightning_lipschitz.callbacks._target import find_target
 from lightning_lipschitz.callbacks._ties import aliases
 from lightning_lipschitz.callbacks._watch import Watched
 from lightning_lipschitz.errors import LipschitzError
-from lightning_lipschitz.extraction.undisturbed import unwrapped
+from lightning_lipschitz.extraction.undisturbed import tensors_of, unwrapped
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.projection.family import stored_weights
 from lightning_lipschitz.projection.stored import StoredWeights
@@ -195,8 +195,7 @@ class ConstrainedWeights:
         self._mark = "" if chosen is target else PART
         self._aliases = aliases(model, [self._named(name) for name in linear.parameter_names])
         self._part, self._parameters = chosen, {name: chosen.get_parameter(name) for name in linear.parameter_names}
-        tensors = (*target.named_parameters(remove_duplicate=False), *target.named_buffers(remove_duplicate=False))
-        self._readable = frozenset(self._mark + name for name, _ in tensors)
+        self._readable = frozenset(self._mark + name for name in tensors_of(target))
         self._traces, self._outgrown = linear.extractor.traces, False
         return linear
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from lightning_lipschitz.errors import ProjectionError
+from lightning_lipschitz.extraction.undisturbed import tensors_of
 
 
 def aliases(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
@@ -20,7 +21,7 @@ def aliases(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
         ProjectionError: two tensors overlap in memory without being the same, as a matrix and its transpose do: a file
             holds a value of each, and whichever is loaded last overwrites the other.
     """
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    tensors = tensors_of(model)
     mine = {name: tensors[name] for name in names}
     spans = {name: _span(tensor) for name, tensor in mine.items()}
     found: dict[str, str] = {}

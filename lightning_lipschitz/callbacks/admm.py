@@ -176,9 +176,9 @@ class LipschitzADMM(ConstrainedTraining):
         if self._consensus is None:
             return
         if fit.weights.is_trained_by(optimizer):
-            self._consensus = self._consensus.to(_device(fit))  # a checkpoint brings it to the CPU
-            pull = self._consensus.pull(fit.weights.matrices())
-            fit.weights.add_gradient(optimizer, pull, gradient_scale(trainer, optimizer))
+            weights = fit.weights.matrices()
+            self._consensus = self._consensus.to(weights[0].device)  # a checkpoint, or rank 0, sends it to the CPU
+            fit.weights.add_gradient(optimizer, self._consensus.pull(weights), gradient_scale(trainer, optimizer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -226,21 +226,21 @@ class LipschitzADMM(ConstrainedTraining):
         try:
             fit.weights.refresh(trainer.lightning_module)
         except LipschitzError as error:
-            self._warn("round", f"a round failed in epoch {trainer.current_epoch}, training goes on: {error}")
+            self._warn_of_round(trainer, str(error))
             return
         self._ready(fit, trainer.lightning_module)
         outcome = fit.timed(lambda: fit.ranks.once(lambda: self._advance(fit)))
         if isinstance(outcome, Failure):  # the pull of the last round goes on; what is written is certified anyway
-            self._warn(
-                "round", f"a round failed in epoch {trainer.current_epoch}, training goes on: {outcome.sentence}"
-            )
+            self._warn_of_round(trainer, outcome.sentence)
             return
-        self._consensus = outcome.to(_device(fit))
+        self._consensus = outcome
+
+    def _warn_of_round(self, trainer: Trainer, sentence: str) -> None:
+        self._warn("round", f"a round failed in epoch {trainer.current_epoch}, training goes on: {sentence}")
 
     def _advance(self, fit: Fit) -> Consensus:
         weights = fit.weights.matrices()
-        consensus = self._consensus or Consensus.start(weights, self.penalty)
-        consensus = consensus.to(_device(fit))
+        consensus = (self._consensus or Consensus.start(weights, self.penalty)).to(weights[0].device)
         problem = Problem(self.max_lipschitz, self.weight, self.balance)
         moved = fit.weights.linear.advance(consensus, weights, fit.weights.network(), problem)
         return moved.to(torch.device("cpu")) if fit.ranks.many else moved
@@ -262,8 +262,3 @@ class LipschitzADMM(ConstrainedTraining):
         consensus = state_dict["consensus"]
         self._consensus = None if consensus is None else Consensus.from_plain(consensus)
         self._last_round = state_dict["last_round"]
-
-
-def _device(fit: Fit) -> torch.device:
-    """Where the weights are now."""
-    return next(iter(fit.weights.parameters.values())).device

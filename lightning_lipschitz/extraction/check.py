@@ -13,7 +13,7 @@ from torch.func import functional_call
 from lightning_lipschitz.errors import ExtractionError
 from lightning_lipschitz.extraction.state import State, kept
 from lightning_lipschitz.extraction.trace import Graph
-from lightning_lipschitz.extraction.undisturbed import name_of
+from lightning_lipschitz.extraction.undisturbed import computes_in, name_of
 from lightning_lipschitz.network import Array
 
 _SCALES = (1.0, 0.1, 1.0, 10.0)  # of the random samples of a quick check: the first goes alone, the others together
@@ -94,8 +94,11 @@ def _compare(model: torch.nn.Module, weights: Weights, extraction: Runs, x: torc
     share = min(_ROUNDING * max(resolution, extraction.resolution), 0.1)
     usable = np.isfinite(found) & np.isfinite(ours) if found.shape == ours.shape else np.zeros((1, 1), dtype=bool)
     if usable.any():
-        allowed = share * np.where(usable, sensitivity, 0.0).max(axis=1) + _floor(extraction, flat, resolution)
+        allowed = share * np.where(usable, sensitivity, 0.0).max(axis=1)
         difference = np.where(usable, np.abs(found - ours), 0.0).max(axis=1)
+        if (difference <= allowed).all():
+            return
+        allowed = allowed + _floor(extraction, flat, resolution)
         if (difference <= allowed).all():
             return
         worst = int(np.argmax(difference - allowed))
@@ -117,18 +120,24 @@ def _floor(extraction: Runs, flat: Array, resolution: float) -> float:
 
 
 def _run(model: torch.nn.Module, weights: Weights, x: torch.Tensor, mode: str) -> tuple[Array, float]:
-    like = next((p for p in model.parameters() if p.is_floating_point()), x)
     error: Exception | None = None
-    for dtype in dict.fromkeys((torch.float64, like.dtype)):
+    for cast in _casts(model, x):
         try:
             with kept(model):
-                return _outputs(model, weights, x.to(like.device, dtype), mode), torch.finfo(dtype).eps
+                return _outputs(model, weights, cast, mode), torch.finfo(cast.dtype).eps
         except Exception as raised:
             error = error or raised
     advice = "The forward must work for every batch size."
     if isinstance(model, torch.fx.GraphModule):
         advice += " An exported module may keep that of its example: give the nn.Module that it was made from."
     raise ExtractionError(name_of(model), f"it fails on a batch of {len(x)}: {error}.", advice) from error
+
+
+def _casts(model: torch.nn.Module, x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """In float64, then in what the model itself computes in, for code that insists on it."""
+    like = computes_in(model, x)
+    for dtype in dict.fromkeys((torch.float64, like.dtype)):
+        yield x.to(like.device, dtype)
 
 
 def _outputs(model: torch.nn.Module, weights: Weights, x: torch.Tensor, mode: str) -> Array:
@@ -165,11 +174,10 @@ def _later(model: torch.nn.Module, weights: Weights, x: torch.Tensor) -> Iterato
 
 def _run_on(model: torch.nn.Module, weights: Weights, x: torch.Tensor) -> None:
     """A call whose effect on the state stays."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), x)
-    for dtype in dict.fromkeys((torch.float64, like.dtype)):
+    for cast in _casts(model, x):
         state = State(model)
         try:
-            _outputs(model, weights, x.to(like.device, dtype), "no_grad")
+            _outputs(model, weights, cast, "no_grad")
             return
         except Exception:
             state.restore()

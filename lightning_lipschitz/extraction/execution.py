@@ -24,7 +24,7 @@ from lightning_lipschitz.errors import ExtractionError
 from lightning_lipschitz.extraction.location import users_line
 from lightning_lipschitz.extraction.reads import NUMBERS, TRUTHS, Read, Unused
 from lightning_lipschitz.extraction.state import kept
-from lightning_lipschitz.extraction.undisturbed import name_of
+from lightning_lipschitz.extraction.undisturbed import name_of, tensors_of
 
 _LARGE = 2**22  # bytes of a constant above which a sum stands for its values
 
@@ -92,8 +92,8 @@ def _harmless(
 def _run(
     model: torch.nn.Module, weights: Mapping[str, torch.Tensor], x: torch.Tensor, other: tuple[int, Any] | None
 ) -> Execution:
-    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-    mine = {name: weights[name].detach().to(each.device, each.dtype, copy=True) for name, each in own.items()}
+    own = tensors_of(model).items()
+    mine = {name: weights[name].detach().to(each.device, each.dtype, copy=True) for name, each in own}
     x = x.clone()
     record = _Record({**mine, "input": x}, other)
     record.depends(x)

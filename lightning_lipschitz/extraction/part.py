@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from lightning_lipschitz.errors import ArgumentError, ExtractionError
-from lightning_lipschitz.extraction.undisturbed import clean, name_of, refuse_script, undisturbed, unwrapped
+from lightning_lipschitz.extraction.undisturbed import (
+    clean,
+    computes_in,
+    name_of,
+    refuse_script,
+    undisturbed,
+    unwrapped,
+)
 
 _AGREE = 1e-3  # relative: what differs by less is rounding of the model's own dtype
 
@@ -105,7 +112,7 @@ def _settle(part: Part, args: tuple[Any, ...], kwargs: dict[str, Any], key: int 
         return
     model: nn.Module = part._certified_part
     random = torch.randn(chosen.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    like = next((p for p in model.parameters() if p.is_floating_point()), chosen)
+    like = computes_in(model, chosen)
     x = random.to(like.device, like.dtype)
     args, kwargs = tree_map(lambda each: _beside(each, like), (args, kwargs))
     given = ((*args[:key], x, *args[key + 1 :]), kwargs) if isinstance(key, int) else (args, kwargs | {key: x})

@@ -24,7 +24,7 @@ from lightning_lipschitz.extraction.patterns import fuse, operator_name
 from lightning_lipschitz.extraction.reads import Replay
 from lightning_lipschitz.extraction.refusals import NOT_YET, refusal
 from lightning_lipschitz.extraction.state import kept
-from lightning_lipschitz.extraction.undisturbed import clean, name_of, quiet_export, refuse_script
+from lightning_lipschitz.extraction.undisturbed import clean, computes_in, name_of, quiet_export, refuse_script
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def example(model: torch.nn.Module, given: object) -> torch.Tensor:
     if given.ndim < 2 or given.numel() == 0:
         hint = " (`example_input[None]` is a batch of one sample)" if given.ndim == 1 else ""
         raise ArgumentError("example_input", f"shape {tuple(given.shape)}", accepted + hint)
-    like = next((p for p in model.parameters() if p.is_floating_point()), given)
+    like = computes_in(model, given)
     return torch.zeros(2, *given.shape[1:], dtype=like.dtype, device=like.device)
 
 

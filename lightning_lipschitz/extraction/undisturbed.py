@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_lipschitz.errors import ExtractionError, LipschitzError
 from lightning_lipschitz.extraction.state import State
@@ -31,6 +32,16 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     while isinstance(inner := getattr(model, "_orig_mod", None), torch.nn.Module):
         model = inner
     return model
+
+
+def tensors_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by their names in the model, tied ones under every name."""
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+
+
+def computes_in(model: torch.nn.Module, otherwise: Tensor) -> Tensor:
+    """A tensor of the device and dtype that the model computes in; ``otherwise`` where it has no parameters."""
+    return next((p for p in model.parameters() if p.is_floating_point()), otherwise)
 
 
 def clean(path: str) -> str:

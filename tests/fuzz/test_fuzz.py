@@ -12,7 +12,7 @@ from lightning_lipschitz.extraction import registry
 from lightning_lipschitz.extraction.patterns import fuse, operator_name
 from lightning_lipschitz.extraction.structured import registry as structured
 from lightning_lipschitz.extraction.trace import trace
-from lightning_lipschitz.extraction.undisturbed import quiet_export, undisturbed
+from lightning_lipschitz.extraction.undisturbed import quiet_export, tensors_of, undisturbed
 from tests.fuzz import layers, steps
 from tests.fuzz.draw import Draw, lines_of
 from tests.fuzz.programs import Program, Step, generate, widened
@@ -97,7 +97,7 @@ def test_every_operator_that_is_read_stands_in_some_line():
     written = program_of_all([*lines_of(steps.IN_PLACE), *decomposed], (4, 6), True, done)
     model = written.model()
     with undisturbed(model):
-        graph = trace(model, written.example(), dict(model.named_parameters()) | dict(model.named_buffers()))
+        graph = trace(model, written.example(), tensors_of(model))
     seen |= {operator_name(node.target) for node in graph.nodes if node.op == "call_function"}
     reasons = {name for names in UNREACHED for name in names.split()}
     assert read - seen - reasons == set()
