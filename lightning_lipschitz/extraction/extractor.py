@@ -17,7 +17,7 @@ from lightning_lipschitz.extraction.linearised import Linearised
 from lightning_lipschitz.extraction.part import Input, Output, part
 from lightning_lipschitz.extraction.result import Extraction
 from lightning_lipschitz.extraction.trace import Graph, example, probe, require_values, trace
-from lightning_lipschitz.extraction.undisturbed import READING, clean, name_of, undisturbed, unwrapped
+from lightning_lipschitz.extraction.undisturbed import READING, clean, name_of, tensors_of, undisturbed, unwrapped
 from lightning_lipschitz.network import Network
 
 
@@ -87,9 +87,10 @@ class Extractor:
         """
         with undisturbed(self._model) as rewritten:
             tensors = self._tensors(weights, rewritten)
-            is_new = self._trace(tensors)
-            extraction = self._extract(tensors)
-            check(self._model, tensors, extraction, tuple(self._example.shape[1:]), self._graph, wide=is_new)
+            extraction = self._renewed(tensors)
+            if extraction is None:
+                extraction = self._extract(tensors)
+                self._check(tensors, extraction, wide=False)
         return extraction.network
 
     def function(self, device: torch.device | str = "cpu") -> Callable[[torch.Tensor], torch.Tensor]:
@@ -97,11 +98,11 @@ class Extractor:
         return torch_function(self.extract(), device)
 
     def extract(self, weights: Mapping[str, torch.Tensor] | None = None) -> Extraction:
-        """The network together with its activation functions, not checked."""
+        """The network together with its activation functions; checked only if the model had to be traced."""
         with undisturbed(self._model) as rewritten:
             tensors = self._tensors(weights, rewritten)
-            self._trace(tensors)
-            return self._extract(tensors)
+            extraction = self._renewed(tensors)
+            return self._extract(tensors) if extraction is None else extraction
 
     def linearised(self, weights: Mapping[str, torch.Tensor] | None = None) -> Linearised:
         """The matrices as differentiable functions of the parameters; ``weights`` as in :meth:`network`.
@@ -120,18 +121,32 @@ class Extractor:
             As the constructor.
         """
         with undisturbed(self._model) as rewritten:
-            self._trace(self._tensors(None, rewritten))
+            self._renewed(self._tensors(None, rewritten))
 
-    def _trace(self, tensors: Mapping[str, torch.Tensor]) -> bool:
-        """Trace, if that was not done or the model no longer does what it did then; whether it was traced."""
+    def _renewed(self, tensors: Mapping[str, torch.Tensor]) -> Extraction | None:
+        """Trace, if that was not done or the model no longer does what it did then, and check the reading widely.
+
+        Returns:
+            What was read and checked; None where the trace that there is still holds.
+        """
         if self._graph is not None:
             x = probe(example(self._model, self._example))
             with contextlib.suppress(Exception):  # a model that no longer runs has changed
                 if execute(self._model, tensors, x).digest == self._graph.execution.digest:
-                    return False
+                    return None
+        self._graph = None  # of another model, also where this one is refused
         self._graph = trace(self._model, self._example, tensors)
+        try:
+            extraction = self._extract(tensors)
+            self._check(tensors, extraction, wide=True)
+        except Exception:
+            self._graph = None
+            raise
         self.traces += 1
-        return True
+        return extraction
+
+    def _check(self, tensors: Mapping[str, torch.Tensor], extraction: Extraction, wide: bool) -> None:
+        check(self._model, tensors, extraction, tuple(self._example.shape[1:]), self._graph, wide=wide)
 
     def _extract(self, tensors: Mapping[str, torch.Tensor]) -> Extraction:
         return interpret(self._graph, {**self._attributes(), **tensors}, self._name)
@@ -152,11 +167,7 @@ class Extractor:
 
         They are looked up afresh: moving a model to another device replaces its buffers.
         """
-        own = [
-            *self._model.named_parameters(remove_duplicate=False),
-            *self._model.named_buffers(remove_duplicate=False),
-        ]
-        tensors = dict(own)
+        tensors = tensors_of(self._model)
         given = {clean(name): tensor for name, tensor in (weights or {}).items()}
         for name in tensors:
             tensors[name] = given.pop(clean(name), tensors[name])

@@ -166,6 +166,32 @@ def test_layers_that_are_exchanged_or_appended_are_read():
     assert extractor.traces == 3
 
 
+@pytest.mark.parametrize("reading", ["refresh", "extract", "network"])
+def test_a_model_that_becomes_unreadable_is_refused_by_every_reading_and_every_time(reading):
+    """It has one path and one digest, and only further calls show that it counts them."""
+
+    def forward(m, x):
+        if m.counts:
+            m.calls += 1
+        return m.a(x) * (7.0 if m.calls > 5 else 1.0 + m.counts)
+
+    model = Lambda(forward, a=nn.Linear(3, 3))
+    model.counts, model.calls = False, 0
+    extractor = Extractor(model, X)
+    model.counts = True
+    for _ in range(2):
+        with pytest.raises(ExtractionError, match="does not reproduce it"):
+            getattr(extractor, reading)()
+    assert model.calls == 0
+
+
+def test_what_vanishes_beside_common_outputs_is_rounding():
+    """``log(1 + exp(x))`` is zero where softplus is still 10^-20."""
+    torch.manual_seed(0)
+    model = Lambda(lambda m, x: torch.log(1 + torch.exp(m.a(x))), a=nn.Linear(3, 1))
+    assert bound(model) == pytest.approx(bound(model.a), rel=1e-9)
+
+
 def test_a_model_that_stays_is_traced_once():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.ReLU(), nn.Linear(4, 3))
     extractor = Extractor(model, X)

@@ -52,7 +52,7 @@ class StructuredExtractor(Extractor):
         """The graph with normalisations as nodes of their own, not checked: to see what folding them gains."""
         with undisturbed(self._model) as rewritten:
             tensors = self._tensors(None, rewritten)
-            self._trace(tensors)
+            self._renewed(tensors)
             return self._structured(tensors, folded=False).network
 
 
@@ -70,6 +70,7 @@ class RoutedExtractor(Extractor):
     """
 
     _route: Callable[..., Any] | None = None
+    _routed: Trace | None = None  # the trace that the route was chosen for
 
     def network(self, weights: Mapping[str, torch.Tensor] | None = None) -> Network | Graph:  # type: ignore[override]
         """The network or the graph with the weights of this moment, checked against the model on random inputs."""
@@ -82,21 +83,16 @@ class RoutedExtractor(Extractor):
             return extraction.function(device)
         return torch_function(extraction, device)
 
-    def _trace(self, tensors: Mapping[str, torch.Tensor]) -> bool:
-        is_new = super()._trace(tensors)
-        if is_new:
-            self._route = None
-        return is_new
-
     def _extract(self, tensors: Mapping[str, torch.Tensor]) -> Any:
         everything = {**self._attributes(), **tensors}
-        if self._route is not None:
+        if self._route is not None and self._routed is self._graph:
             return self._route(self._graph, everything, self._name)
         extraction, self._route = _decide(self._graph, everything, self._name)
+        self._routed = self._graph
         return extraction
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_route": None}
+        return super().__getstate__() | {"_route": None, "_routed": None}
 
 
 def _decide(graph: Trace, tensors: Mapping[str, torch.Tensor], name: str) -> tuple[Any, Callable[..., Any]]:
