@@ -205,7 +205,7 @@ class Watched:
         target = uncompiled(find_target(root, self.name))
         if self._extractor is None or self._part is None or self._traced is not target:
             self._part, example = self.part(root)
-            self._extractor = _READERS.get(self._method, Extractor)(self._part, example, name=self.name)
+            self._extractor = _READERS.get(self._method, Extractor)(self._part, example, name=self.name, at_once=False)
             self._traced = target
         self.follow()
         return self._extractor
