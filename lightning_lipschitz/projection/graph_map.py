@@ -77,6 +77,12 @@ def rows_of(network: Network) -> Array:
     return stack
 
 
+def layer_of_row(network: Network, row: int) -> str:
+    """The name of the layer that a row of [A; C] belongs to; none for the output."""
+    names = [*(layer.name for layer in network.layers), ""]
+    return names[int(np.searchsorted(np.cumsum([affine.size for affine in network.affines]), row, side="right"))]
+
+
 def form_of(network: Network, weights: Sequence[Tensor]) -> Form:
     """The form of a network, where the weights are."""
     return Form.of(network, weights[0].device)

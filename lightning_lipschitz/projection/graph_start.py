@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lightning_lipschitz.bounds import interior_point
@@ -13,7 +14,7 @@ from lightning_lipschitz.errors import ProjectionError, SolverError
 from lightning_lipschitz.network import Array, Network
 from lightning_lipschitz.projection.dense import Form
 from lightning_lipschitz.projection.graph_descent import Place, centre
-from lightning_lipschitz.projection.graph_map import GraphMap, form_of
+from lightning_lipschitz.projection.graph_map import GraphMap, form_of, layer_of_row, with_rows
 from lightning_lipschitz.projection.multipliers import squared
 
 _RTOL = 1e-3  # of LipSDP, which only has to find a start
@@ -26,6 +27,8 @@ _NARROW = 1.1  # interval of t that is not worth another solve
 _TRIALS = 60
 _LEAST_MULTIPLIER = 1e-9  # of the largest in its layer
 _STEPS = 8  # of Newton's method, towards the centre of the multipliers
+_FINITE = "Add a small constant to what the layer divides by."
+_ALMOST_ZERO = 2.0**-20  # stands for zero where a layer divides by its own weights
 
 
 def scaled_inside(
@@ -76,17 +79,33 @@ def require_reachable(map: GraphMap, network: Network, weights: Sequence[Tensor]
     Raises:
         ProjectionError: it is not below ``max_lipschitz``.
     """
-    least = _bound(map, network, [0.0 * weight.detach().double() for weight in weights])
+    least = _bound(_at_zero(map, network, weights))
     if least >= max_lipschitz * (1.0 - 1e-6):
         raise _unreachable(least, max_lipschitz)
     return least
 
 
-def _bound(map: GraphMap, network: Network, weights: Sequence[Tensor]) -> float:
-    there = map.network(network, weights)
-    if not any(term.matrix.any() for affine in there.affines for term in affine.terms):
+def _at_zero(map: GraphMap, network: Network, weights: Sequence[Tensor]) -> Network:
+    """With zero weights; where they are divided by themselves, with almost zero ones, whose quotients are the same.
+
+    Raises:
+        ProjectionError: there is neither.
+    """
+    doubles = [weight.detach().double() for weight in weights]
+    for factor in (0.0, _ALMOST_ZERO):
+        with torch.no_grad():
+            A, C = map([factor * weight for weight in doubles])
+        missing = (~torch.cat([A, C]).isfinite()).any(dim=1)
+        if not missing.any():
+            return with_rows(network, A, C)
+    reason = "its matrices are not finite at weights near zero, from where weights that meet the bound are looked for."
+    raise ProjectionError(layer_of_row(network, int(missing.nonzero()[0])), "model", reason, _FINITE)
+
+
+def _bound(network: Network) -> float:
+    if not any(term.matrix.any() for affine in network.affines for term in affine.terms):
         return 0.0
-    return math.sqrt(interior_point.propose(there, rtol=_RTOL).multipliers.rho)
+    return math.sqrt(interior_point.propose(network, rtol=_RTOL).multipliers.rho)
 
 
 def _logs(form: Form, values: Sequence[Array]) -> Tensor:
@@ -96,8 +115,9 @@ def _logs(form: Form, values: Sequence[Array]) -> Tensor:
 
 def _unreachable(least: float, max_lipschitz: float) -> ProjectionError:
     reason = (
-        f"what no weight in training can change, such as skip connections and frozen layers, has a Lipschitz bound of"
-        f" {least:.4g} alone, not below the {max_lipschitz:.4g} asked for."
+        f"what no smaller weights can change, such as skip connections, frozen layers and layers that are divided by a"
+        f" norm of their weights, has a Lipschitz bound of {least:.4g} alone, not below the {max_lipschitz:.4g} asked"
+        f" for."
     )
     return ProjectionError(
         "", "model", reason, "Ask for a larger bound, scale the skip connections down, or unfreeze more layers."

@@ -21,7 +21,7 @@ from lightning_lipschitz.projection.codes import Code, Plain, code, owner
 from lightning_lipschitz.projection.consensus import Consensus, Problem
 from lightning_lipschitz.projection.graph_consensus import advance
 from lightning_lipschitz.projection.graph_interior import GraphInterior, start_inside
-from lightning_lipschitz.projection.graph_map import LARGEST, GraphMap, not_yet, rows_of
+from lightning_lipschitz.projection.graph_map import LARGEST, GraphMap, layer_of_row, not_yet, rows_of
 from lightning_lipschitz.projection.graph_nearest import nearby, nearest
 from lightning_lipschitz.projection.graph_start import require_reachable
 from lightning_lipschitz.projection.interior import Inside
@@ -122,9 +122,7 @@ class GraphWeights(StoredWeights):
         allowed = max(_AGREEMENT, 8 * resolution) * np.abs(expected).max(initial=0.0)
         wrong = np.flatnonzero(np.abs(found - expected).max(axis=1, initial=0.0) > allowed)
         if len(wrong):
-            edges = np.cumsum([affine.size for affine in network.affines])
-            names = [*(layer.name for layer in network.layers), ""]
-            path = names[int(np.searchsorted(edges, wrong[0], side="right"))]
+            path = layer_of_row(network, int(wrong[0]))
             raise ProjectionError(path, name_of(self._model), "it is not supported yet.", "Please report this.")
 
     def _refuse_running_statistics(self) -> None:

@@ -16,6 +16,7 @@ import lightning_lipschitz as ll
 from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier
 from lightning_lipschitz.errors import ProjectionError
 from tests.models import Lambda
+from tests.projection.graphs import UnitRows
 
 BOUND = 1.0
 SHAPE = (1, 4, 4)
@@ -43,11 +44,16 @@ def cnn(norm=nn.Identity):
     )
 
 
+def divided():
+    """A layer that does not exist at zero weights."""
+    return nn.Sequential(nn.Flatten(1), UnitRows(16, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
 def batch_normed():
     return cnn(lambda: nn.BatchNorm2d(3))
 
 
-MODELS = {"residual": residual, "cnn": cnn}
+MODELS = {"residual": residual, "cnn": cnn, "rows of norm 1": divided}
 
 
 class Module(pl.LightningModule):

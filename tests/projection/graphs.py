@@ -42,6 +42,39 @@ def cnn():
     )
 
 
+class UnitRows(nn.Linear):
+    """Rows of norm 1, which zero weights have not."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight / self.weight.norm(dim=1, keepdim=True), self.bias)
+
+
+class Standardised(nn.Conv1d):
+    """Weight standardisation; with a small constant in the quotient, zero weights have the quotient zero."""
+
+    def forward(self, x):
+        centred = self.weight - self.weight.mean((1, 2), keepdim=True)
+        return self._conv_forward(x, centred / (centred.std((1, 2), keepdim=True) + 1e-5), self.bias)
+
+
+class AlmostOrthogonal(nn.Linear):
+    """Prach and Lampert 2022."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight * (self.weight.mT @ self.weight).abs().sum(1).rsqrt(), self.bias)
+
+
+def sdp_based_layer():
+    """Araujo et al. 2023: |f(x) - f(y)| <= |x - y| for all weights but zero."""
+
+    def forward(m, x):
+        h, q = m.inner(x), m.q.exp()
+        scale = (m.inner.weight @ m.inner.weight.mT * q / q[:, None]).abs().sum(1)
+        return m.last(x - 2 * (torch.relu(h) / scale) @ m.inner.weight)
+
+    return Lambda(forward, inner=nn.Linear(5, 9), last=nn.Linear(5, 3), q=nn.Parameter(torch.randn(9) / 2))
+
+
 GRAPHS = {
     "residual": (residual, (6,)),
     "concatenation": (concatenation, (6,)),
@@ -85,6 +118,13 @@ GRAPHS = {
         (40,),
     ),
     "double": (lambda: residual().double(), (6,)),
+    "rows of norm 1": (lambda: nn.Sequential(UnitRows(6, 8), nn.ReLU(), nn.Linear(8, 3)), (6,)),
+    "almost orthogonal": (lambda: nn.Sequential(AlmostOrthogonal(6, 8), nn.ReLU(), nn.Linear(8, 3)), (6,)),
+    "standardised": (
+        lambda: nn.Sequential(Standardised(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(21, 3)),
+        (1, 9),
+    ),
+    "SDP-based": (sdp_based_layer, (5,)),
     "frozen": (lambda: residual().requires_grad_(False), (6,)),
 }
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import lightning_lipschitz as ll
+from lightning_lipschitz.errors import ProjectionError
 from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.extraction.places import NotLinearisedError
 from lightning_lipschitz.projection import nearest, project
@@ -23,6 +24,7 @@ from lightning_lipschitz.projection.quasi_newton import Value, minimise
 from lightning_lipschitz.projection.stored import Store
 from tests import models
 from tests.helpers import NETWORKS
+from tests.models import Lambda
 from tests.projection.convex import dense_lmi, some_multipliers
 from tests.projection.graphs import GRAPHS, build
 
@@ -239,3 +241,21 @@ def test_bounds_that_leave_next_to_nothing_give_finite_weights(target):
     model, x = build("residual")
     assert project(model, target, x).upper_bound <= target
     assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("divide", "found"),
+    [
+        (lambda w: w / w.norm(dim=1, keepdim=True), "has a Lipschitz bound of"),  # whatever the weights are
+        (lambda w: torch.sqrt(w.abs() - w.abs().amin() / 2 - 1e-3), "its matrices are not finite at weights near zero"),
+    ],
+)
+def test_what_no_small_weights_can_hold_is_refused_as_that(divide, found):
+    torch.manual_seed(0)
+    model = Lambda(lambda m, x: torch.relu(x) @ divide(m.a.weight).mT, a=nn.Linear(3, 3))
+    with torch.no_grad():
+        model.a.weight.copy_(1 + torch.rand(3, 3))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ProjectionError, match=found):
+        project(model, 0.1, torch.zeros(1, 3))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
