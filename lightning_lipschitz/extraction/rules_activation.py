@@ -7,19 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 
 from lightning_lipschitz.extraction.constants import resolution
 from lightning_lipschitz.extraction.expression import Expression, concatenate
+from lightning_lipschitz.extraction.functions import SCALED, leaky, of_activation
 from lightning_lipschitz.extraction.registry import Activated, Context, Units, rule
 from lightning_lipschitz.extraction.samples import broadcast
 from lightning_lipschitz.extraction.slopes import NotLipschitzError, Slopes, activations
 from lightning_lipschitz.extraction.traced import Layout, Traced, aligned
-
-_FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {  # of the table's entries that are no ATen operator
-    "softsign": F.softsign,
-    "tanhshrink": F.tanhshrink,
-}
 
 
 def activate(context: Context, layout: Layout, before: Expression, units: Units) -> Traced:
@@ -58,7 +53,7 @@ def _uniform(layout: Layout, slopes: Slopes, function: Callable[..., torch.Tenso
 
 
 def _register(operator: str, table: Callable[..., Slopes]) -> None:
-    function = _FUNCTIONS.get(operator) or getattr(torch.ops.aten, operator)
+    function = of_activation(operator)
 
     @rule(operator)
     def elementwise(context: Context, x: Traced, *args: Any, **kwargs: Any) -> Traced:
@@ -83,13 +78,29 @@ def prelu(context: Context, x: Traced, weight: Any) -> Traced:
     weight = context.constant(weight)
     if weight.ndim == 1 and len(weight) > 1:
         weight = weight.reshape(-1, *[1] * (x.index.ndim - 2))
-    layout, slope = aligned(x, weight)
-    units = Units(np.minimum(slope, 1.0), np.maximum(slope, 1.0), _leaky, (slope,))
+    return leaky_by_entry(context, x, weight)
+
+
+@rule("leaky")
+def leaky_by_entry(context: Context, x: Traced, slope: Any) -> Traced:
+    """One slope for every entry."""
+    layout, slope = aligned(x, context.constant(slope))
+    units = Units(np.minimum(slope, 1.0), np.maximum(slope, 1.0), leaky, (slope,))
     return activate(context, layout, layout.select(x.expression), units)
 
 
-def _leaky(y: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    return torch.where(y > 0, y, slope * y)
+def _register_scaled(function: Callable[..., torch.Tensor], like: str) -> None:
+    @rule(function.__name__)
+    def scaled(context: Context, x: Traced, scale: Any) -> Traced:
+        """One scale for every entry, on which the slopes do not depend."""
+        layout, scale = aligned(x, context.constant(scale))
+        alpha, beta = activations()[like]()
+        units = Units(np.full_like(scale, alpha), np.full_like(scale, beta), function, (scale,))
+        return activate(context, layout, layout.select(x.expression), units)
+
+
+for _function, _like in SCALED.items():
+    _register_scaled(_function, _like)
 
 
 @rule("clamp", "clip")

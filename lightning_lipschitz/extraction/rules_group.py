@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from lightning_lipschitz.extraction import functions
 from lightning_lipschitz.extraction.registry import Context, Units, rule
 from lightning_lipschitz.extraction.rules_activation import new_layer
 from lightning_lipschitz.extraction.rules_arithmetic import maximum, minimum, neg
@@ -72,6 +73,12 @@ def _by_vector(function: Function, width: int) -> Function:
         return F.pad(z, (0, width - z.shape[-1])).flatten(-2)
 
     return units
+
+
+def vector_length(y: torch.Tensor) -> torch.Tensor:
+    """The l2 norm of every vector."""
+    length: torch.Tensor = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+    return length
 
 
 def _last(x: Traced, dim: int) -> Traced:
@@ -186,7 +193,18 @@ def vector_norm(
     """The l2 norm, by the triangle inequality."""
     if ord != 2:
         raise context.unsupported("not yet", "Only the l2 norm has a rule.")
-    return _reduced(context, x, dim, keepdim, lambda y: torch.linalg.vector_norm(y, dim=-1, keepdim=True))
+    return _reduced(context, x, dim, keepdim, vector_length)
+
+
+@rule("unit_ball")
+def unit_ball(context: Context, x: Traced, dim: int, least: float) -> Traced:
+    """``x / max(|x|, r)``: the projection on a ball of radius r, divided by r.
+
+    The projection on a convex set is the gradient of a convex function and 1-Lipschitz (Moreau 1965).
+    """
+    steepest = 1.0 / least * (1.0 + 2.0**-50)  # above the real quotient
+    ball = on_vectors(context, _last(x, dim), (0.0, steepest), lambda y: functions.unit_ball(y, -1, least))
+    return _back(ball, dim)
 
 
 @rule("linalg_norm")

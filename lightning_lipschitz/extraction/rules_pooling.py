@@ -14,7 +14,7 @@ from lightning_lipschitz.extraction.images import each_channel
 from lightning_lipschitz.extraction.registry import Context, rule
 from lightning_lipschitz.extraction.rules_arithmetic import div
 from lightning_lipschitz.extraction.rules_convolution import padded, spread, windows_of
-from lightning_lipschitz.extraction.rules_group import on_vectors
+from lightning_lipschitz.extraction.rules_group import on_vectors, vector_length
 from lightning_lipschitz.extraction.rules_matrix import along, apply_weight
 from lightning_lipschitz.extraction.traced import Traced
 from lightning_lipschitz.network import Array
@@ -118,6 +118,18 @@ def max_pool(
     windows = windows_of(padded(context, x, border), kernel, stride, gaps)
     flat, mask = (each.index.movedim(1 + dims, 1).flatten(2 + dims) for each in (windows, there))
     return on_vectors(context, replace(windows, index=flat), (-1.0, 1.0), _largest, scalar=True, parameters=(mask,))
+
+
+@rule("l2_pool")
+def l2_pool(context: Context, x: Traced, kernel: list[int], stride: list[int]) -> Any:
+    """The l2 norm of every window, 1-Lipschitz by the triangle inequality; overlap is in G, as for :func:`max_pool`."""
+    return each_channel(len(kernel), _l2_pool)(context, x, kernel, stride)
+
+
+def _l2_pool(context: Context, x: Traced, kernel: list[int], stride: list[int]) -> Traced:
+    windows = windows_of(x, kernel, stride, [1] * len(kernel))
+    flat = replace(windows, index=windows.index.movedim(1 + len(kernel), 1).flatten(2 + len(kernel)))
+    return on_vectors(context, flat, (-1.0, 1.0), vector_length, scalar=True)
 
 
 def _count(length: int, size: int, step: int, gap: int, side: int, ceil: bool) -> int:

@@ -232,7 +232,7 @@ def _graph(
     node, position = exported.graph.output_node(), signature.output_specs.index(outputs[0])
     node.args = (node.args[0][position],)
     exported.graph.eliminate_dead_code()
-    fuse(exported.graph)
+    fuse(exported.graph, users[0])
     stateful = {n for n, s in specs.items() if s.target in signature.buffers_to_mutate.values() and n.users}
     if stateful:
         raise ExtractionError(

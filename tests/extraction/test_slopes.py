@@ -1,11 +1,14 @@
 """The table of slopes, by interval arithmetic where its numbers come from a computation."""
 
+from functools import partial
+
 import mpmath
 import numpy as np
 import pytest
 import torch
 from mpmath import iv, mp
 
+from lightning_lipschitz.extraction.functions import of_activation
 from lightning_lipschitz.extraction.slopes import activations
 
 FAR = 30  # beyond it, every derivative below is within 1e-9 of 0 (left) or 1 (right); see `test_tails`
@@ -21,8 +24,10 @@ def gelu(x, context):
     return (mp.ncdf(x) + x * density if context is mp else None), density * (2 - x * x)
 
 
-def gelu_tanh(x, context):
+def gelu_tanh(x, context, tolerance=0):
     c, a = context.sqrt(2 / context.pi), context.mpf("0.044715")
+    if tolerance and context is iv:
+        a *= iv.mpf([1 - tolerance, 1 + tolerance])
     u, du, ddu = c * (x + a * x**3), c * (1 + 3 * a * x * x), 6 * a * c * x
     t = 1 - 2 / (context.exp(2 * u) + 1)
     return (1 + t) / 2 + x * (1 - t * t) * du / 2, (1 - t * t) * (du + x * (ddu / 2 - t * du * du))
@@ -38,6 +43,7 @@ SMOOTH = {
     "silu": (silu, activations()["silu"]()),
     "gelu": (gelu, activations()["gelu"]()),
     "gelu_tanh": (gelu_tanh, activations()["gelu"]("tanh")),
+    "tanh_gelu": (partial(gelu_tanh, tolerance=1e-5), activations()["tanh_gelu"](0.044715, (2 / np.pi) ** 0.5)),
     "mish": (mish, activations()["mish"]()),
 }
 
@@ -84,9 +90,10 @@ ARGUMENTS = {
     "softplus": [{"beta": 0.5}, {"beta": 3.0}],
     "threshold": [{"threshold": 0.5, "value": 0.5}],
     "hardshrink": [{"lambd": 0.0}],
+    "root": [{"offset": 1e-4}, {"offset": 1.0}, {"offset": 0.0}],
+    "tanh_gelu": [{"cubic": 0.044715, "scale": 0.797884}, {"cubic": 4 * 0.044715, "scale": 2 * (2 / np.pi) ** 0.5}],
     "hardtanh": [{}, {"min_val": -3.0, "max_val": 0.5}],
 }
-FUNCTIONS = {"softsign": torch.nn.functional.softsign, "tanhshrink": torch.nn.functional.tanhshrink}
 CASES = [(name, each) for name in activations() for each in ARGUMENTS.get(name, [{}])]
 
 
@@ -96,9 +103,9 @@ def test_a_dense_grid_of_derivatives_fills_the_interval(name, arguments):
     alpha, beta = activations()[name](**arguments)
     grid = torch.cat([torch.linspace(-12, 12, 480_001), torch.linspace(-400, 400, 8_001)]).double()
     grid.requires_grad_()
-    function = FUNCTIONS.get(name) or getattr(torch.ops.aten, name)
+    function = of_activation(name)
     (slope,) = torch.autograd.grad(function(grid, **arguments).sum(), grid)
-    slope = slope[(grid.abs() > 1e-9) | (name != "abs")]  # the subgradient 0 at the kink is no slope
+    slope = slope[(grid.abs() > 1e-9) | (name not in ("abs", "root"))]  # the subgradient 0 at the kink is no slope
     assert slope.min() >= alpha - 1e-15
     assert slope.max() <= beta + 1e-15
     assert slope.min() <= alpha + 1e-3
@@ -111,8 +118,22 @@ def test_nothing_in_the_table_is_narrower_than_a_quotient():
     t = s + torch.randn(s.shape, generator=generator, dtype=torch.float64)
     for name, arguments in CASES:
         alpha, beta = activations()[name](**arguments)
-        function = FUNCTIONS.get(name) or getattr(torch.ops.aten, name)
+        function = of_activation(name)
         quotient = (function(s, **arguments) - function(t, **arguments)) / (s - t)
         close = 1e-14 * (1 + (s.abs() + t.abs()) / (s - t).abs())
         assert torch.all(quotient >= alpha - close), name
         assert torch.all(quotient <= beta + close), name
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("root", {"offset": -1e-3}),
+        ("tanh_gelu", {"cubic": 0.05, "scale": 0.797884}),
+        ("tanh_gelu", {"cubic": 0.044715, "scale": 0.0}),
+        ("tanh_gelu", {"cubic": -0.044715, "scale": 0.797884}),
+    ],
+)
+def test_other_constants_are_other_functions(name, arguments):
+    with pytest.raises(ValueError, match=r"unbounded|another function"):
+        activations()[name](**arguments)

@@ -20,6 +20,8 @@ F.avg_pool2d(x, 2, 1, divisor_override=3)
 F.max_pool{r}d(x, {k}, {s}, {o}, {s}, {b})
 F.max_pool{r}d(x, 3, 2, 1, ceil_mode=True)
 F.max_pool{r}d(x, 2, 1, return_indices=True)[0]
+F.lp_pool{r}d(x, 2, {k}, {s})
+`nn.LPPool{r}d(2, 2)`(x)
 F.adaptive_avg_pool{r}d(x, {i})
 F.adaptive_max_pool{r}d(x, {i})
 F.adaptive_avg_pool{r}d(x, 1).flatten(1)

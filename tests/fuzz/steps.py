@@ -51,6 +51,18 @@ torch.minimum(torch.tensor(0.3), {x})
 torch.max({x}, {w})
 {x} * torch.sigmoid({x})
 torch.tanh(F.softplus({x})) * {x}
+{x} * torch.sigmoid({n} * {x})
+{x} * torch.sigmoid({x} * {w})
+torch.where({x} > 0, {x}, {n} * {x})
+torch.where({x} > 0, {x}, {w} * {x})
+{x} * 0.5 * (1 + torch.erf({x} / {p}))
+0.5 * ({x} * (1 + torch.erf({w} * {x})))
+0.5 * {x} * (1.0 + torch.tanh((2 / torch.pi) ** 0.5 * ({x} + 0.044715 * torch.pow({x}, 3.0))))
+{x} + torch.sin({n} * {x}) ** 2
+torch.cos({x}).square() * {n}
+torch.sqrt({x} ** 2 + {p})
+{x} / {x}.norm(dim={d}, keepdim=True).clamp_min({p})
+F.normalize({x}, eps={p})
 -{x}
 torch.negative({x})
 torch.positive({x})
@@ -79,6 +91,8 @@ x - {n} * {f}
 {n} * {f} + {n} * x
 x * {i} / 7
 x * True
+x ** 1
+x.pow(1.0)
 torch.multiply(x, {w})
 torch.divide(x, {n})
 torch.true_divide({f}, {n})

@@ -83,7 +83,7 @@ def operators_of(program):
     with undisturbed(model), quiet_export():
         free = ({0: torch.export.Dim.AUTO},)
         graph = torch.export.export(model, (program.example(),), dynamic_shapes=free, strict=False).graph
-    fuse(graph)
+    fuse(graph, [node for node in graph.nodes if node.op == "placeholder"][-1])
     return {operator_name(node.target) for node in graph.nodes if node.op == "call_function"}
 
 

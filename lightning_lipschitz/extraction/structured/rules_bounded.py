@@ -3,7 +3,7 @@
 The constants, in the l2 norm:
 
 * max-pooling: ``|max a - max b| <= max |a_i - b_i|`` in every window, so the square root of the largest number of
-  windows that one entry lies in.
+  windows that one entry lies in; the same for l2 norms.
 * softmax: its Jacobian diag(p) - p p' has no eigenvalue above max 2 p_i (1 - p_i) <= 1/2 (Gershgorin).
 * log-softmax of n entries: I - 1 p' is a projection, of norm |1| |p| <= sqrt(n).
 * (x - mean) / sqrt(variance + eps): its Jacobian is (P - c c') / s with P a projection, 0 <= c c' <= P and s >=
@@ -21,7 +21,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from lightning_lipschitz.certificate.floating_point import sqrt_up
+from lightning_lipschitz.certificate.floating_point import round_up, sqrt_up
+from lightning_lipschitz.extraction import functions
 from lightning_lipschitz.extraction.images import each_channel
 from lightning_lipschitz.extraction.structured.registry import Context, rule
 from lightning_lipschitz.extraction.structured.rules_linear import batch_norm, scaled
@@ -77,6 +78,20 @@ def max_pool(
     return bounded(context, x, (x.index.shape[1], *shape), sqrt_up(Fraction(overlap)), run)
 
 
+@rule("l2_pool")
+def l2_pool(context: Context, x: Value, kernel: list[int], stride: list[int]) -> Value:
+    """The l2 norm of every window."""
+    return each_channel(len(kernel), _l2_pool)(context, x, kernel, stride)  # type: ignore[no-any-return]
+
+
+def _l2_pool(context: Context, x: Value, kernel: list[int], stride: list[int]) -> Value:
+    lengths = x.index.shape[2:]
+    shape = [(n - size) // step + 1 for n, size, step in zip(lengths, kernel, stride, strict=True)]
+    overlap = math.prod(_busiest(n, k, s, 0, 1, m) for n, k, s, m in zip(lengths, kernel, stride, shape, strict=True))
+    kappa = sqrt_up(Fraction(overlap))
+    return bounded(context, x, (x.index.shape[1], *shape), kappa, lambda y: functions.l2_pool(y, kernel, stride))
+
+
 def max_pool_with_indices(context: Context, x: Value, *args: Any, **kwargs: Any) -> tuple[Value, None]:
     """The same; where the largest entries were is not known."""
     return max_pool(context, x, *args, **kwargs), None
@@ -114,6 +129,13 @@ def log_softmax(context: Context, x: Value, dim: int, dtype: Any = None) -> Valu
     axis = _own(context, x, dim)
     kappa = sqrt_up(Fraction(x.index.shape[axis]))
     return bounded(context, x, x.index.shape[1:], kappa, lambda y: torch.log_softmax(y, axis))
+
+
+@rule("unit_ball")
+def unit_ball(context: Context, x: Value, dim: int, least: float) -> Value:
+    """Constant 1 / r: ``x / max(|x|, r)`` is the projection on a ball of radius r, divided by r."""
+    axis, kappa = _own(context, x, dim), round_up(1 / Fraction(least))
+    return bounded(context, x, x.index.shape[1:], kappa, lambda y: functions.unit_ball(y, axis, least))
 
 
 def _own(context: Context, x: Value, dim: int) -> int:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 
 from lightning_lipschitz.extraction.constants import resolution
+from lightning_lipschitz.extraction.functions import SCALED, leaky, of_activation
 from lightning_lipschitz.extraction.samples import broadcast
 from lightning_lipschitz.extraction.slopes import NotLipschitzError, activations
 from lightning_lipschitz.extraction.structured.registry import Context, rule
@@ -18,14 +18,9 @@ from lightning_lipschitz.extraction.structured.value import Value
 from lightning_lipschitz.structured import Bounded, Elementwise
 from lightning_lipschitz.structured.nodes import Array
 
-_FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {  # of the table's entries that are no ATen operator
-    "softsign": F.softsign,
-    "tanhshrink": F.tanhshrink,
-}
-
 
 def _register(operator: str, table: Callable[..., tuple[float, float]]) -> None:
-    function = _FUNCTIONS.get(operator) or getattr(torch.ops.aten, operator)
+    function = of_activation(operator)
 
     @rule(operator)
     def elementwise(context: Context, x: Value, *args: Any, **kwargs: Any) -> Value:
@@ -61,15 +56,36 @@ def prelu(context: Context, x: Value, weight: Any) -> Value:
     weight = context.constant(weight)
     if weight.ndim == 1 and len(weight) > 1:
         weight = weight.reshape(-1, *[1] * (x.index.ndim - 2))
-    number, layout = context.builder.laid(x)
-    slope = layout.per_sample(weight.expand(x.index.shape))
-    known = torch.from_numpy(slope)
-    return _units(context, number, layout, (np.minimum(slope, 1.0), np.maximum(slope, 1.0)), lambda y: _leaky(y, known))
+    return leaky_by_entry(context, x, weight)
 
 
-def _leaky(y: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    slope = slope.to(y.device)
-    return torch.where(y > 0, y, slope * y)
+@rule("leaky")
+def leaky_by_entry(context: Context, x: Value, slope: Any) -> Value:
+    """One slope for every entry."""
+    number, layout, slope = _aligned(context, x, slope)
+    known, slopes = torch.from_numpy(slope), (np.minimum(slope, 1.0), np.maximum(slope, 1.0))
+    return _units(context, number, layout, slopes, lambda y: leaky(y, known.to(y.device)))
+
+
+def _register_scaled(function: Callable[..., torch.Tensor], like: str) -> None:
+    @rule(function.__name__)
+    def by_entry(context: Context, x: Value, scale: Any) -> Value:
+        """One scale for every entry, on which the slopes do not depend."""
+        number, layout, scale = _aligned(context, x, scale)
+        alpha, beta = activations()[like]()
+        known, slopes = torch.from_numpy(scale), (np.full_like(scale, alpha), np.full_like(scale, beta))
+        return _units(context, number, layout, slopes, lambda y: function(y, known.to(y.device)))
+
+
+for _function, _like in SCALED.items():
+    _register_scaled(_function, _like)
+
+
+def _aligned(context: Context, x: Value, constant: Any) -> tuple[int, Any, Array]:
+    """The node and the layout of a value broadcast against a known tensor, and that tensor by entry."""
+    index, constant = broadcast(x.index, context.constant(constant))
+    number, layout = context.builder.laid(x.moved(index))
+    return number, layout, layout.per_sample(constant)
 
 
 def _units(
