@@ -60,17 +60,18 @@ def check(
     if not wide:
         x = _samples(_SCALES, shape)
         for part in (x[:1], x[1:]):
-            _compare(model, weights, extraction, part, "no_grad")
+            _compare(model, weights, extraction, part, "no_grad", graph.dtype)
         return
     largest = _ENTRIES * 2 // max(graph.execution.entries, 1)
     for number, batch in enumerate(_BATCHES + _MORE * graph.fixed):
         if batch <= 3 or batch <= largest:
             scales = 10.0 ** np.linspace(-_DECADES, _DECADES, batch) if batch > 3 else _SCALES[:batch]
-            _compare(model, weights, extraction, _samples(scales, shape), "grad" if number % 2 else "no_grad")
+            mode = "grad" if number % 2 else "no_grad"
+            _compare(model, weights, extraction, _samples(scales, shape), mode, graph.dtype)
     x = _samples(_SCALES[1:3], shape)
-    _compare(model, weights, extraction, x, "inference")
-    for _ in _later(model, weights, x):
-        _compare(model, weights, extraction, x, "no_grad")
+    _compare(model, weights, extraction, x, "inference", graph.dtype)
+    for _ in _later(model, weights, x, graph.dtype):
+        _compare(model, weights, extraction, x, "no_grad", graph.dtype)
 
 
 def _samples(scales: Any, shape: tuple[int, ...]) -> torch.Tensor:
@@ -79,20 +80,23 @@ def _samples(scales: Any, shape: tuple[int, ...]) -> torch.Tensor:
     return x * torch.as_tensor(scales, dtype=torch.float64).reshape(-1, *[1] * len(shape))
 
 
-def _compare(model: torch.nn.Module, weights: Weights, extraction: Runs, x: torch.Tensor, mode: str) -> None:
+def _compare(
+    model: torch.nn.Module, weights: Weights, extraction: Runs, x: torch.Tensor, mode: str, dtype: torch.dtype
+) -> None:
     """In every sample by itself: what rounding explains of a large one must not hide a difference in a small one."""
     flat = x.reshape(len(x), -1).numpy()
     with np.errstate(all="ignore"):
         ours, blurred = extraction(flat), extraction(flat, noise=_NOISE)
         sensitivity = np.maximum(np.abs(ours), np.abs(blurred - ours) / _NOISE)
     try:
-        found, resolution = _run(model, weights, x, mode)
+        found, resolution = _run(model, weights, x, mode, dtype)
     except ExtractionError:
         if mode == "inference":  # nobody can call it in a mode in which it, or its device, does not run
             return
         raise
     share = min(_ROUNDING * max(resolution, extraction.resolution), 0.1)
-    usable = np.isfinite(found) & np.isfinite(ours) if found.shape == ours.shape else np.zeros((1, 1), dtype=bool)
+    same = found.shape == ours.shape
+    usable = np.isfinite(found) & np.isfinite(ours) & np.isfinite(sensitivity) if same else np.zeros((1, 1), dtype=bool)
     if usable.any():
         allowed = share * np.where(usable, sensitivity, 0.0).max(axis=1)
         difference = np.where(usable, np.abs(found - ours), 0.0).max(axis=1)
@@ -104,7 +108,7 @@ def _compare(model: torch.nn.Module, weights: Weights, extraction: Runs, x: torc
         worst = int(np.argmax(difference - allowed))
         found_out = f"difference {difference[worst]:.3g}, rounding would explain {allowed[worst]:.3g}"
     else:
-        found_out = f"shapes {found.shape} and {ours.shape}" if found.shape != ours.shape else "no finite output"
+        found_out = "no finite output" if same else f"shapes {found.shape} and {ours.shape}"
     raise ExtractionError(
         name_of(model),
         f"the network read from it does not reproduce it on {len(found)} random samples ({found_out}).",
@@ -119,9 +123,11 @@ def _floor(extraction: Runs, flat: Array, resolution: float) -> float:
     return _FEW * resolution * float(np.abs(common[np.isfinite(common)]).max(initial=0.0))
 
 
-def _run(model: torch.nn.Module, weights: Weights, x: torch.Tensor, mode: str) -> tuple[Array, float]:
+def _run(
+    model: torch.nn.Module, weights: Weights, x: torch.Tensor, mode: str, dtype: torch.dtype
+) -> tuple[Array, float]:
     error: Exception | None = None
-    for cast in _casts(model, x):
+    for cast in _casts(model, x, dtype):
         try:
             with kept(model):
                 return _outputs(model, weights, cast, mode), torch.finfo(cast.dtype).eps
@@ -133,11 +139,11 @@ def _run(model: torch.nn.Module, weights: Weights, x: torch.Tensor, mode: str) -
     raise ExtractionError(name_of(model), f"it fails on a batch of {len(x)}: {error}.", advice) from error
 
 
-def _casts(model: torch.nn.Module, x: torch.Tensor) -> Iterator[torch.Tensor]:
+def _casts(model: torch.nn.Module, x: torch.Tensor, own: torch.dtype) -> Iterator[torch.Tensor]:
     """In float64, then in what the model itself computes in, for code that insists on it."""
-    like = computes_in(model, x)
-    for dtype in dict.fromkeys((torch.float64, like.dtype)):
-        yield x.to(like.device, dtype)
+    device = computes_in(model, x).device
+    for dtype in dict.fromkeys((torch.float64, own)):
+        yield x.to(device, dtype)
 
 
 def _outputs(model: torch.nn.Module, weights: Weights, x: torch.Tensor, mode: str) -> Array:
@@ -151,19 +157,19 @@ def _outputs(model: torch.nn.Module, weights: Weights, x: torch.Tensor, mode: st
         return np.asarray(y.detach().to("cpu", torch.float64).reshape(len(x), -1).numpy())
 
 
-def _later(model: torch.nn.Module, weights: Weights, x: torch.Tensor) -> Iterator[None]:
+def _later(model: torch.nn.Module, weights: Weights, x: torch.Tensor, dtype: torch.dtype) -> Iterator[None]:
     """Put the model into the state that it would be in after more calls, if a call changes its state at all.
 
     Two calls are made. Numbers and tensors that they change go on changing at that rate, lists and the like go on
     growing.
     """
     with kept(model) as before:
-        _run_on(model, weights, x)
+        _run_on(model, weights, x, dtype)
         changes = [each for each in before.changes() if _goes_on(*each[2:])]
         if not changes:
             return
         yield
-        _run_on(model, weights, x)
+        _run_on(model, weights, x, dtype)
         yield
     for calls in _CALLS:
         with kept(model):
@@ -172,9 +178,9 @@ def _later(model: torch.nn.Module, weights: Weights, x: torch.Tensor) -> Iterato
             yield
 
 
-def _run_on(model: torch.nn.Module, weights: Weights, x: torch.Tensor) -> None:
+def _run_on(model: torch.nn.Module, weights: Weights, x: torch.Tensor, dtype: torch.dtype) -> None:
     """A call whose effect on the state stays."""
-    for cast in _casts(model, x):
+    for cast in _casts(model, x, dtype):
         state = State(model)
         try:
             _outputs(model, weights, cast, "no_grad")

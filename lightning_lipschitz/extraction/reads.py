@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.overrides import TorchFunctionMode
 
 TRUTHS = frozenset(("__bool__", "is_nonzero", "equal", "allclose", "__contains__"))
@@ -32,6 +33,8 @@ class Read:
 class Replay(TorchFunctionMode):
     """Answers reads as they were answered in an execution, wherever Python asks the same in the same order.
 
+    A Python number that is written into a tensor stays the float64 that it is; in the graph it would have been rounded.
+
     Args:
         reads: of the execution.
     """
@@ -49,7 +52,15 @@ class Replay(TorchFunctionMode):
         if name in TRUTHS | NUMBERS and self._next < len(self._reads) and self._reads[self._next].operation == name:
             self._next += 1
             return self._reads[self._next - 1].value
+        if name == "__setitem__" and type(args[2]) is float and _is_place(args[1]):
+            args = (*args[:2], torch.full((), args[2], dtype=torch.float64))
         return func(*args, **(kwargs or {}))
+
+
+def _is_place(index: Any) -> bool:
+    """Whether every entry of an index is a number, a slice, ``None`` or an ellipsis."""
+    plain = (int, slice, type(None), type(...))
+    return all(type(each) in plain for each in (index if isinstance(index, tuple) else (index,)))
 
 
 class Unused:

@@ -53,6 +53,8 @@ def _matrix(n: int, m: int, align_corners: bool, factor: float | None) -> Array:
 
 
 def _places(n: int, m: int, align_corners: bool, factor: float | None) -> Sequence[Fraction]:
+    if n == m:  # whatever the factor is
+        return [Fraction(i) for i in range(n)]
     if align_corners:
         step = Fraction(n - 1, m - 1) if m > 1 else Fraction(0)
         return [i * step for i in range(m)]

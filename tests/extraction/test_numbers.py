@@ -12,7 +12,23 @@ from tests.models.building import Lambda
 ROUTES = ("norm-product", "composed")
 EYE = torch.eye(3)
 
+
 # Every map is a multiple of the identity (or of a projection): its constant is the number beside it, as float64 has it.
+def put(x, *pairs):
+    """``x`` with numbers written into it."""
+    y = x.clone()
+    for place, number in pairs:
+        y[place] = number
+    return y
+
+
+def scaled_by(x, factor):
+    """Through a tensor of factors that is written number by number."""
+    factors = x.new_ones(3)
+    factors[0], factors[1:] = factor, factor
+    return x * factors
+
+
 MULTIPLES = {
     "product": (lambda m, x: x * 0.3, 0.3),
     "normalisation": (lambda m, x: (x - 0.1307) / 0.3081, 1 / 0.3081),
@@ -36,6 +52,8 @@ MULTIPLES = {
     "integer": (lambda m, x: x * 3 / 7, 3 / 7),
     "bool": (lambda m, x: x * True, 1.0),
     "chosen by a known mask": (lambda m, x: torch.where(m.w[0] > -1, x * 0.7, 0.1), 0.7),
+    "factors written one by one": (lambda m, x: scaled_by(x, 0.3), 0.3),
+    "power of one": (lambda m, x: (0.3 * x) ** 1, 0.3),
     "clamped between numbers": (lambda m, x: x.clamp(-0.3, 0.7), 1.0),
 }
 
@@ -54,6 +72,20 @@ def test_numbers_are_read_as_float64(name, double, route):
     read = model(forward).double() if double else model(forward)
     bound = ll.certify(read, torch.zeros(2, 3), method=route).upper_bound
     assert constant <= bound <= constant * (1 + 1e-14)
+
+
+WRITTEN = {
+    "a column": lambda m, x: 0.7 * put(x, ((slice(None), 0), 0.1307)),
+    "an ellipsis": lambda m, x: 0.7 * put(x, ((..., slice(1, 2)), 0.3), ((slice(None), None, 0), 0.1)),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_numbers_are_written_as_float64(name):
+    """A composition adds the parts that are written to those that stay, and may be looser."""
+    tight, loose = (ll.certify(model(WRITTEN[name]), torch.zeros(2, 3), method=route).upper_bound for route in ROUTES)
+    assert 0.7 <= tight <= 0.7 * (1 + 1e-14)
+    assert tight <= loose <= 2 * tight
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -168,3 +200,19 @@ def test_operations_in_place_change_no_bound(name, route):
         for inplace in (False, True)
     ]
     assert bounds[0] == bounds[1]
+
+
+# A model without parameters computes in the dtype of its input, and may hold tensors of that dtype alone.
+
+PLAIN = {
+    "matmul": lambda m, x: x @ torch.tensor([[2.0, 0.0], [0.0, 1.0]]),
+    "linear": lambda m, x: F.linear(x, 2 * torch.eye(2), torch.ones(2)),
+    "addmm": lambda m, x: torch.addmm(torch.ones(2), x, torch.eye(2), alpha=2),
+    "convolution": lambda m, x: F.conv1d(x[:, None], torch.full((1, 1, 1), 2.0)).flatten(1),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("name", PLAIN)
+def test_tensors_of_its_dtype_in_a_model_without_parameters(name, route):
+    assert ll.certify(Lambda(PLAIN[name]), torch.zeros(2, 2), method=route).upper_bound == pytest.approx(2.0, rel=1e-12)

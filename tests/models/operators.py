@@ -65,6 +65,8 @@ OPERATORS = {
     "bilinear_down": of(lambda m, x: F.interpolate(x, size=(2, 3), mode="bilinear"), (1, 5, 4)),
     "bilinear_corners": of(lambda m, x: F.interpolate(x, size=(7, 1), mode="bilinear", align_corners=True), (2, 4, 3)),
     "linear_by_factor": of(lambda m, x: F.interpolate(x, scale_factor=2.3, mode="linear"), (2, 5)),
+    "linear_of_the_same_size": (of(lambda m, x: F.interpolate(x, scale_factor=1.3, mode="linear"), (2, 3))),
+    "bilinear_of_one_size": of(lambda m, x: F.interpolate(x, scale_factor=(1.2, 1.7), mode="bilinear"), (1, 3, 3)),
     "trilinear": of(lambda m, x: F.interpolate(x, scale_factor=(2, 1.5, 1), mode="trilinear"), (1, 2, 4, 2)),
     "global_mean_and_max": of(lambda m, x: torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1), (2, 3, 3)),
     "max_pool_of_vectors": of(lambda m, x: F.max_pool1d(x, 2, 1)),

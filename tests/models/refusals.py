@@ -107,6 +107,7 @@ REFUSED = {
     "batch_of_one": refused_function(
         lambda x: x * 2 if x.shape[0] > 1 else x, error=ExtractionError, says="does not reproduce"
     ),
+    "batch_merged": refused_function(lambda x: x.flatten(0, 1), error=ExtractionError, says="first dimension of its"),
     "batch_last": refused_function(lambda x: x.t(), error=ExtractionError, says="first dimension of its output"),
     "branch_on_values": Refused(lambda: Lambda(value_branch), error=ExtractionError, says="refusals.py"),
     "item": refused_function(lambda x: x * x[0, 0].item(), error=ExtractionError, says="Python number"),

@@ -146,6 +146,8 @@ class _Walk:
         try:
             if isinstance(value, torch.Tensor):
                 value = lifted(Context(self.builder, "", "", ""), value, self.builder.whole(0, self.trace.shape))
+            if not value.index.ndim or len(value.index) != self.trace.batch:
+                raise SampleMixing
             return self.builder.ordered(value)
         except SampleMixing:
             reason = "the first dimension of its output is not the batch."
