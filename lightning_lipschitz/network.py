@@ -190,10 +190,10 @@ class Network:
                 raise ShapeError(
                     f"weight matrix {k}", matrix.shape, f"{affines[-1].size} columns, the rows of the one before"
                 )
-            bias = np.zeros(len(matrix)) if biases is None else biases[k]
+            bias = _frozen(np.zeros(len(matrix)) if biases is None else biases[k], "a bias", 1)
             affines.append(Affine((Term(k, matrix),), bias))
         alpha, beta = (real_array(slope, "slopes") for slope in slopes)
-        layers = tuple(Layer(a, alpha, beta, name=f"layer {k}") for k, a in enumerate(affines[:-1], 1))  # type: ignore[arg-type]
+        layers = tuple(Layer(a, alpha, beta, name=f"layer {k}") for k, a in enumerate(affines[:-1], 1))
         return cls(affines[0].terms[0].matrix.shape[1], layers, affines[-1])
 
     @property

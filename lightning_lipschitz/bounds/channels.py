@@ -143,7 +143,7 @@ class _Point:
     def rho(self, values: Sequence[float], tolerance: float) -> float:
         """The least rho for these multipliers, to working accuracy; infinite where the block of the units fails."""
         inputs, units = self.sizes[0], sum(self.sizes[1:])
-        block, coupling = np.zeros((units, units), dtype=complex), np.zeros((units, inputs), dtype=complex)
+        block, coupling = np.zeros((units, units), dtype=np.complex128), np.zeros((units, inputs), dtype=np.complex128)
         squares: list[tuple[float, Complex]] = []
         self._square(block, coupling, squares, self.output, -1.0)
         place = 0

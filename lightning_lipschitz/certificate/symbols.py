@@ -89,7 +89,7 @@ class Symbols:
         """How far, in the Frobenius norm, the matrices that :meth:`embedded` forms may be from exact."""
         taps, rows, columns = self.parts.shape[1:]
         mass = frobenius(np.abs(self.parts[group]).sum(axis=0))
-        formed = 2.02 * gamma(taps + 2) * mass + 4 * taps * rows * columns * TINY
+        formed: float = 2.02 * gamma(taps + 2) * mass + 4 * taps * rows * columns * TINY
         return formed + product_up(1.5, math.sqrt(taps), self.rounding)  # 1.5 > sqrt(2): every number occurs twice
 
     def values(self, group: int) -> Iterator[tuple[Array, Array]]:

@@ -32,7 +32,8 @@ Weights = Mapping[str, torch.Tensor]
 class Runs(Protocol):
     """An extraction of either kind."""
 
-    resolution: float
+    @property
+    def resolution(self) -> float: ...
 
     def __call__(self, inputs: Array, noise: float = 0.0) -> Array: ...
 

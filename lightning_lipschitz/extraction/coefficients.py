@@ -9,7 +9,7 @@ roundoff ``u = 2^-53`` and ``gamma_k = k u / (1 - k u)``; they hold for any orde
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from lightning_lipschitz.network import Array
 
 Matrix = Any  # an Array or a scipy.sparse.csr_array of float64; scipy ships no types for the latter
 Indices = npt.NDArray[np.int64]
+_is_sparse: Callable[[Any], bool] = sparse.issparse  # scipy-stubs would narrow to a class without attributes
 
 _SMALLEST = 2.0**-1074  # what a product may lose to underflow (twice that, to be safe)
 _ROUND_UP = 1.0 + 2.0**-48  # covers the few operations that evaluate a bound
@@ -34,7 +35,7 @@ def _gamma(k: int) -> float:
 
 def frobenius(matrix: Matrix) -> float:
     """An upper bound on the Frobenius norm, tight to a few units of rounding."""
-    return norm_up(matrix.data if sparse.issparse(matrix) else matrix)
+    return norm_up(matrix.data if _is_sparse(matrix) else matrix)
 
 
 def identity(size: int) -> Matrix:
@@ -44,12 +45,12 @@ def identity(size: int) -> Matrix:
 
 def dense(matrix: Matrix) -> Array:
     """The same matrix as a numpy array."""
-    return matrix.toarray() if sparse.issparse(matrix) else matrix  # type: ignore[no-any-return]
+    return matrix.toarray() if _is_sparse(matrix) else matrix  # type: ignore[no-any-return]
 
 
 def _selected_columns(matrix: Matrix) -> Indices | None:
     """The column that each row copies, -1 for an empty row; None if some row is more than a copy."""
-    if not sparse.issparse(matrix) or not np.all(matrix.data == 1.0):
+    if not _is_sparse(matrix) or not np.all(matrix.data == 1.0):
         return None
     counts = np.diff(matrix.indptr)
     if counts.max(initial=0) > 1:
@@ -73,7 +74,7 @@ class Coefficients:
     @property
     def empty(self) -> bool:
         """Whether nothing is stored, so that the product with any vector is zero."""
-        return bool(sparse.issparse(self.matrix)) and self.matrix.nnz == 0 and self.rounding == 0.0
+        return _is_sparse(self.matrix) and self.matrix.nnz == 0 and self.rounding == 0.0
 
     def rows(self, indices: Indices) -> Coefficients:
         """The rows of these numbers, repeated ones included."""
@@ -92,7 +93,7 @@ class Coefficients:
 
     def plus(self, other: Coefficients) -> Coefficients:
         """The sum; one rounding per entry."""
-        if sparse.issparse(self.matrix) != sparse.issparse(other.matrix):
+        if _is_sparse(self.matrix) != _is_sparse(other.matrix):
             matrix = dense(self.matrix) + dense(other.matrix)
         else:
             matrix = self.matrix + other.matrix
@@ -118,8 +119,8 @@ class Coefficients:
 def stacked(blocks: Sequence[Coefficients]) -> Coefficients:
     """The blocks one below the other: a copy, nothing is computed."""
     matrices = [block.matrix for block in blocks]
-    if all(sparse.issparse(matrix) for matrix in matrices):
-        matrix = sparse.csr_array(sparse.vstack(matrices, format="csr"))
+    if all(_is_sparse(matrix) for matrix in matrices):
+        matrix: Matrix = sparse.csr_array(sparse.vstack(matrices, format="csr"))
     else:
         matrix = np.concatenate([dense(each) for each in matrices])
     return Coefficients(matrix, math.hypot(*(block.rounding for block in blocks)) * _ROUND_UP)
@@ -131,7 +132,7 @@ def zeros(rows: int, columns: int) -> Coefficients:
 
 
 def _scale_rows(matrix: Matrix, factors: Array) -> Matrix:
-    if not sparse.issparse(matrix):
+    if not _is_sparse(matrix):
         return matrix * factors[:, None]
     data = matrix.data * np.repeat(factors, np.diff(matrix.indptr))
     return sparse.csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
@@ -141,7 +142,7 @@ def _move_columns(weight: Matrix, columns: Indices, width: int) -> Matrix | None
     """``weight @ S`` for an ``S`` whose row ``i`` copies ``columns[i]``; None if this would add two entries."""
     if width == len(columns) and np.array_equal(columns, np.arange(width)):
         return weight
-    if sparse.issparse(weight):
+    if _is_sparse(weight):
         return _move_sparse_columns(weight, columns, width)
     used = columns >= 0
     if len(np.unique(columns[used])) < used.sum():

@@ -83,7 +83,7 @@ def conversion(node: torch.fx.Node, result: Any, kind: type, working: torch.dtyp
         kind: of values that depend on the input.
         working: the model's own dtype.
     """
-    computed = node.meta.get("val")
+    computed: Any = node.meta.get("val")
     several = isinstance(result, (tuple, list)) and isinstance(computed, (tuple, list))
     pairs = zip(result, computed, strict=False) if several else [(result, computed)]
     for made, like in pairs:

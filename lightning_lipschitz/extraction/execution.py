@@ -78,7 +78,7 @@ def _harmless(
         other: Execution | None = _run(model, weights, x, (number, value))
     except Exception:
         other = None  # an argument that is refused
-    if (not is_truth and value.used) or (other is None and not is_truth):
+    if (isinstance(value, Unused) and value.used) or (other is None and not is_truth):
         other = replace(found, digest="")
     if other is None or other.digest == found.digest:
         return read.value if is_truth else value
@@ -110,7 +110,7 @@ class _Record:
         other: number of a read, and what it answers instead.
     """
 
-    def __init__(self, named: Mapping[str, torch.Tensor], other: tuple[int, Any] | None) -> None:
+    def __init__(self, named: dict[str, torch.Tensor], other: tuple[int, Any] | None) -> None:
         self.digest = hashlib.sha256()
         self.reads: list[Read] = []
         self.entries = 0
@@ -171,9 +171,9 @@ class _Record:
         return value.hex() if type(value) is float else repr(value)
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, record: _Record) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._record = record
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

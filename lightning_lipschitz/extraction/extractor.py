@@ -87,10 +87,10 @@ class Extractor:
         """
         with undisturbed(self._model) as rewritten:
             tensors = self._tensors(weights, rewritten)
-            extraction = self._renewed(tensors)
+            graph, extraction = self._renewed(tensors)
             if extraction is None:
-                extraction = self._extract(tensors)
-                self._check(tensors, extraction, wide=False)
+                extraction = self._extract(graph, tensors)
+                self._check(graph, tensors, extraction, wide=False)
         return extraction.network
 
     def function(self, device: torch.device | str = "cpu") -> Callable[[torch.Tensor], torch.Tensor]:
@@ -99,10 +99,13 @@ class Extractor:
 
     def extract(self, weights: Mapping[str, torch.Tensor] | None = None) -> Extraction:
         """The network together with its activation functions; checked only if the model had to be traced."""
+        return self._read(weights)[1]
+
+    def _read(self, weights: Mapping[str, torch.Tensor] | None) -> tuple[Graph, Extraction]:
         with undisturbed(self._model) as rewritten:
             tensors = self._tensors(weights, rewritten)
-            extraction = self._renewed(tensors)
-            return self._extract(tensors) if extraction is None else extraction
+            graph, extraction = self._renewed(tensors)
+            return graph, self._extract(graph, tensors) if extraction is None else extraction
 
     def linearised(self, weights: Mapping[str, torch.Tensor] | None = None) -> Linearised:
         """The matrices as differentiable functions of the parameters; ``weights`` as in :meth:`network`.
@@ -110,9 +113,8 @@ class Extractor:
         Raises:
             NotLinearisedError: an activation of several values.
         """
-        if self._graph is None:
-            self.extract(weights)
-        return Linearised(self._graph, {**self._attributes(), **self._tensors(weights)}, self._name)
+        graph = self._read(weights)[0] if self._graph is None else self._graph
+        return Linearised(graph, {**self._attributes(graph), **self._tensors(weights)}, self._name)
 
     def refresh(self) -> None:
         """Trace again if the model no longer computes what was traced; ``traces`` tells.
@@ -123,38 +125,38 @@ class Extractor:
         with undisturbed(self._model) as rewritten:
             self._renewed(self._tensors(None, rewritten))
 
-    def _renewed(self, tensors: Mapping[str, torch.Tensor]) -> Extraction | None:
+    def _renewed(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Graph, Extraction | None]:
         """Trace, if that was not done or the model no longer does what it did then, and check the reading widely.
 
         Returns:
-            What was read and checked; None where the trace that there is still holds.
+            The trace; and what was read and checked, None where the trace that there was still holds.
         """
         if self._graph is not None:
             x = probe(example(self._model, self._example))
             with contextlib.suppress(Exception):  # a model that no longer runs has changed
                 if execute(self._model, tensors, x).digest == self._graph.execution.digest:
-                    return None
+                    return self._graph, None
         self._graph = None  # of another model, also where this one is refused
-        self._graph = trace(self._model, self._example, tensors)
+        graph = self._graph = trace(self._model, self._example, tensors)
         try:
-            extraction = self._extract(tensors)
-            self._check(tensors, extraction, wide=True)
+            extraction = self._extract(graph, tensors)
+            self._check(graph, tensors, extraction, wide=True)
         except Exception:
             self._graph = None
             raise
         self.traces += 1
-        return extraction
+        return graph, extraction
 
-    def _check(self, tensors: Mapping[str, torch.Tensor], extraction: Extraction, wide: bool) -> None:
-        check(self._model, tensors, extraction, tuple(self._example.shape[1:]), self._graph, wide=wide)
+    def _check(self, graph: Graph, tensors: Mapping[str, torch.Tensor], extraction: Extraction, *, wide: bool) -> None:
+        check(self._model, tensors, extraction, tuple(self._example.shape[1:]), graph, wide=wide)
 
-    def _extract(self, tensors: Mapping[str, torch.Tensor]) -> Extraction:
-        return interpret(self._graph, {**self._attributes(), **tensors}, self._name)
+    def _extract(self, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> Extraction:
+        return interpret(graph, {**self._attributes(graph), **tensors}, self._name)
 
-    def _attributes(self) -> dict[str, torch.Tensor]:
+    def _attributes(self, graph: Graph) -> dict[str, torch.Tensor]:
         """Tensors that are plain attributes of a module, as they are now."""
         found = {}
-        for name in set(self._graph.tensors.values()):
+        for name in set(graph.tensors.values()):
             path, _, attribute = name.rpartition(".")
             with contextlib.suppress(AttributeError):
                 value = getattr(self._model.get_submodule(path), attribute, None)

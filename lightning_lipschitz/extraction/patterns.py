@@ -62,7 +62,8 @@ def fuse(graph: torch.fx.Graph, given: torch.fx.Node) -> None:
 def _take_apart(broadcast: torch.fx.Node) -> None:
     """What has the common shape already stands for itself: a reader of the mean does not read the scale beside it."""
     for user in list(broadcast.users):
-        given = broadcast.args[0][user.args[1]]  # type: ignore[index]
+        tensors: Any = broadcast.args[0]
+        given = tensors[user.args[1]]
         if str(given.meta["val"].shape) == str(user.meta["val"].shape):
             user.replace_all_uses_with(given)
 

@@ -12,7 +12,7 @@ Rule = Callable[..., Any]
 
 
 def register_composites(
-    rule: Callable[..., Any], kind: type, sum_: Rule, product: Rule, quotient: Rule, scale: Rule
+    rule: Callable[[str], Callable[[Rule], Rule]], kind: type, sum_: Rule, product: Rule, quotient: Rule, scale: Rule
 ) -> None:
     """Make rules of a registry from its sums, products and quotients, which refuse what has no finite constant.
 

@@ -151,7 +151,7 @@ def quiet_export() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     before = sys.stdout, sys.stderr
     muted = _Muted(sys.stdout), _Muted(sys.stderr)
-    sys.stdout, sys.stderr = muted  # type: ignore[assignment]
+    sys.stdout, sys.stderr = muted
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:

@@ -79,9 +79,18 @@ class Descent:
         firsts = [np.unique(group, return_index=True)[1] for group in self._groups]
         q = np.log(np.concatenate([*(v[f] for v, f in zip(start.values, firsts, strict=True)), np.zeros(0)]))
         bounds = [(x - RANGE, x + RANGE) for x in q]
-        options = {"maxcor": MEMORY, "ftol": 0.0, "gtol": 0.0}
         with suppress(_Enough):
-            self(q) if not len(q) else minimize(self, q, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+            if len(q):
+                minimize(
+                    self,
+                    q,
+                    jac=True,
+                    method="L-BFGS-B",
+                    bounds=bounds,
+                    options={"maxcor": MEMORY, "ftol": 0.0, "gtol": 0.0},
+                )
+            else:
+                self(q)
         assert self.best is not None  # noqa: S101 - for the type checker
         return self.best
 

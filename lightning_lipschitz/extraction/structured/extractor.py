@@ -42,18 +42,20 @@ class StructuredExtractor(Extractor):
         """The model as a float64 function of (batch, input_size), with the weights of this moment."""
         return cast(StructuredExtraction, self.extract()).function(device)
 
-    def _extract(self, tensors: Mapping[str, torch.Tensor]) -> Any:
-        return self._structured(tensors)
+    def _extract(self, graph: Trace, tensors: Mapping[str, torch.Tensor]) -> Any:
+        return self._structured(graph, tensors)
 
-    def _structured(self, tensors: Mapping[str, torch.Tensor], *, folded: bool = True) -> StructuredExtraction:
-        return walk(self._graph, {**self._attributes(), **tensors}, self._name, folded=folded)
+    def _structured(
+        self, graph: Trace, tensors: Mapping[str, torch.Tensor], *, folded: bool = True
+    ) -> StructuredExtraction:
+        return walk(graph, {**self._attributes(graph), **tensors}, self._name, folded=folded)
 
     def unfolded(self) -> Graph:
         """The graph with normalisations as nodes of their own, not checked: to see what folding them gains."""
         with undisturbed(self._model) as rewritten:
             tensors = self._tensors(None, rewritten)
-            self._renewed(tensors)
-            return self._structured(tensors, folded=False).network
+            graph, _ = self._renewed(tensors)
+            return self._structured(graph, tensors, folded=False).network
 
 
 class RoutedExtractor(Extractor):
@@ -83,12 +85,12 @@ class RoutedExtractor(Extractor):
             return extraction.function(device)
         return torch_function(extraction, device)
 
-    def _extract(self, tensors: Mapping[str, torch.Tensor]) -> Any:
-        everything = {**self._attributes(), **tensors}
-        if self._route is not None and self._routed is self._graph:
-            return self._route(self._graph, everything, self._name)
-        extraction, self._route = _decide(self._graph, everything, self._name)
-        self._routed = self._graph
+    def _extract(self, graph: Trace, tensors: Mapping[str, torch.Tensor]) -> Any:
+        everything = {**self._attributes(graph), **tensors}
+        if self._route is not None and self._routed is graph:
+            return self._route(graph, everything, self._name)
+        extraction, self._route = _decide(graph, everything, self._name)
+        self._routed = graph
         return extraction
 
     def __getstate__(self) -> dict[str, Any]:

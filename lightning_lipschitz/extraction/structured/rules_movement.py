@@ -67,7 +67,8 @@ def cat(context: Context, tensors: list[Any], dim: int = 0) -> Any:
 @rule("broadcast_tensors")
 def broadcast_tensors(context: Context, tensors: list[Any]) -> list[Any]:
     """Each expanded to the shape of all; known ones stay known."""
-    shape = torch.broadcast_shapes(*((x.index if isinstance(x, Value) else x).shape for x in tensors))
+    shapes = [(x.index if isinstance(x, Value) else x).shape for x in tensors]
+    shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
     return [carry_out(context, "expand", (x, shape), {}) if isinstance(x, Value) else x.expand(shape) for x in tensors]
 
 
