@@ -64,7 +64,8 @@ def certify(
         solver: "native", or "clarabel" / "scs" through cvxpy.
         rtol: relative duality gap at which the search for the best bound ends. The bound is proved whatever the gap.
         time_limit: seconds, reading and proving included; when they are over, the best bound so far is returned. What
-            would not end in time is not begun: of large models, only what the entries of the weights show is left.
+            would not end in time is not begun: of large models, only what the entries of the weights show is left. By
+            default none, but "auto" optimises for a minute at most: name a method, or a limit, for what takes longer.
         device: where the native solver computes; "auto" takes a GPU where there is one and the problem is large.
         split_size: layers a sub-network, for very deep networks; by default no split.
         workers: sub-networks solved at once, each in a process; or a map-like callable ``workers(function, items)``.

@@ -19,6 +19,7 @@ from lightning_lipschitz.certificate.pieces import pieces
 from lightning_lipschitz.errors import SolverError, TimeLimitError
 from lightning_lipschitz.network import Network
 
+SEARCH_SECONDS = 60.0  # a default that a user can wait for
 INTERIOR_RHO = 1.1  # the closed-form point with rho raised by this factor is well inside the feasible set
 
 
@@ -74,6 +75,7 @@ def _search(network: Network, settings: Settings, clock: Clock) -> Outcome:
     if not network.layers or not points:
         return simple
     cuts = _cuts(network, settings, clock)
+    clock = searching(settings, clock)
     try:
         better = _split(network, cuts, settings, clock) if cuts else _lipsdp(network, points[0], settings, clock)
     except TimeLimitError:
@@ -81,6 +83,11 @@ def _search(network: Network, settings: Settings, clock: Clock) -> Outcome:
     except SolverError:
         return replace(simple, status=Status.FALLBACK)
     return replace(better, signed=better.signed + simple.signed)
+
+
+def searching(settings: Settings, clock: Clock) -> Clock:
+    """The clock of the optimisation: "auto" without a limit ends it, with what it has, after a minute."""
+    return Clock(SEARCH_SECONDS) if settings.method == "auto" and clock.limit is None else clock
 
 
 def _affordable(network: Network, clock: Clock) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from lightning_lipschitz.errors import ExtractionError
 from lightning_lipschitz.extraction.state import State, kept
 from lightning_lipschitz.extraction.trace import Graph
 from lightning_lipschitz.extraction.undisturbed import computes_in, name_of
+from lightning_lipschitz.extraction.widened import Widened
 from lightning_lipschitz.network import Array
 
 _SCALES = (1.0, 0.1, 1.0, 10.0)  # of the random samples of a quick check: the first goes alone, the others together
@@ -85,16 +87,16 @@ def _compare(
     model: torch.nn.Module, weights: Weights, extraction: Runs, x: torch.Tensor, mode: str, dtype: torch.dtype
 ) -> None:
     """In every sample by itself: what rounding explains of a large one must not hide a difference in a small one."""
-    flat = x.reshape(len(x), -1).numpy()
-    with np.errstate(all="ignore"):
-        ours, blurred = extraction(flat), extraction(flat, noise=_NOISE)
-        sensitivity = np.maximum(np.abs(ours), np.abs(blurred - ours) / _NOISE)
     try:
         found, resolution = _run(model, weights, x, mode, dtype)
     except ExtractionError:
         if mode == "inference":  # nobody can call it in a mode in which it, or its device, does not run
             return
         raise
+    flat = x.reshape(len(x), -1).numpy()
+    with np.errstate(all="ignore"):
+        ours, blurred = extraction(flat), extraction(flat, noise=_NOISE)
+        sensitivity = np.maximum(np.abs(ours), np.abs(blurred - ours) / _NOISE)
     share = min(_ROUNDING * max(resolution, extraction.resolution), 0.1)
     same = found.shape == ours.shape
     usable = np.isfinite(found) & np.isfinite(ours) & np.isfinite(sensitivity) if same else np.zeros((1, 1), dtype=bool)
@@ -131,7 +133,7 @@ def _run(
     for cast in _casts(model, x, dtype):
         try:
             with kept(model):
-                return _outputs(model, weights, cast, mode), torch.finfo(cast.dtype).eps
+                return _outputs(model, weights, cast, mode, dtype), torch.finfo(cast.dtype).eps
         except Exception as raised:
             error = error or raised
     advice = "The forward must work for every batch size."
@@ -147,14 +149,15 @@ def _casts(model: torch.nn.Module, x: torch.Tensor, own: torch.dtype) -> Iterato
         yield x.to(device, dtype)
 
 
-def _outputs(model: torch.nn.Module, weights: Weights, x: torch.Tensor, mode: str) -> Array:
+def _outputs(model: torch.nn.Module, weights: Weights, x: torch.Tensor, mode: str, own: torch.dtype) -> Array:
     is_bound = any(p.is_inference() for p in model.parameters())  # such a model runs in no other mode
     with torch.inference_mode(mode == "inference" or is_bound), torch.set_grad_enabled(mode == "grad" and not is_bound):
         cast = {
             name: tensor.detach().to(x.device, x.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
             for name, tensor in weights.items()
         }
-        y = functional_call(model, cast, (x.clone(),), tie_weights=False)
+        with contextlib.nullcontext() if x.dtype == own else Widened(own):
+            y = functional_call(model, cast, (x.clone(),), tie_weights=False)
         return np.asarray(y.detach().to("cpu", torch.float64).reshape(len(x), -1).numpy())
 
 
@@ -184,7 +187,7 @@ def _run_on(model: torch.nn.Module, weights: Weights, x: torch.Tensor, dtype: to
     for cast in _casts(model, x, dtype):
         state = State(model)
         try:
-            _outputs(model, weights, cast, "no_grad")
+            _outputs(model, weights, cast, "no_grad", dtype)
             return
         except Exception:
             state.restore()

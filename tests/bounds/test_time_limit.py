@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import lightning_lipschitz as ll
-from lightning_lipschitz.bounds import closed_form, cost
+from lightning_lipschitz.bounds import closed_form, cost, search
 from lightning_lipschitz.bounds.clock import GRACE, Clock
 from lightning_lipschitz.bounds.composed import certify_graph
 from lightning_lipschitz.bounds.lower import steepest_pair
 from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import Settings
-from lightning_lipschitz.certificate import Norms, prove, prove_composition
+from lightning_lipschitz.certificate import Norms, Status, prove, prove_composition
 from lightning_lipschitz.certificate.operators import cheap_node_norm, node_norm, node_norm_holds
 from lightning_lipschitz.certificate.spectral import cheap_norm_upper_bound, norm_holds
 from lightning_lipschitz.errors import ArgumentError
@@ -189,3 +189,13 @@ def test_the_lower_bound_spends_what_it_has():
 def test_the_lower_bound_refuses_what_is_no_limit(limit):
     with pytest.raises(ArgumentError, match="time_limit"):
         ll.lower_bound(nn.Linear(2, 1), torch.zeros(2, 2), time_limit=limit)
+
+
+def test_auto_without_a_limit_optimises_for_a_minute_at_most(monkeypatch):
+    """Here for no time at all; a method that is named has no limit but the one asked for."""
+    network = chain((20, 60, 60, 5))
+    closed = ll.certify(network, method="closed-form").upper_bound
+    monkeypatch.setattr(search, "SEARCH_SECONDS", 0.0)
+    auto, named = ll.certify(network), ll.certify(network, method="lipsdp-neuron")
+    assert (auto.upper_bound, auto.status) == (closed, Status.TIME_LIMIT)
+    assert (named.upper_bound < closed, named.status) == (True, Status.SOLVED)

@@ -216,3 +216,58 @@ PLAIN = {
 @pytest.mark.parametrize("name", PLAIN)
 def test_tensors_of_its_dtype_in_a_model_without_parameters(name, route):
     assert ll.certify(Lambda(PLAIN[name]), torch.zeros(2, 2), method=route).upper_bound == pytest.approx(2.0, rel=1e-12)
+
+
+# Code that names the dtype that the model computes in, as in `return logits.float()`: no rounding but the model's own.
+
+
+def assigned(x, **options):
+    y = torch.zeros(len(x), 3, **options)
+    y[:, :2] = x[:, :2]
+    y[:, 2] = x[:, 2]
+    return y
+
+
+def cached(m, x):
+    """A tensor of the class, no buffer."""
+    return (x + m.cache.to(x)) * m.cache.new_tensor(0.5)
+
+
+NAMED = {
+    "result": lambda m, x: (x @ m.w).to(torch.float32),
+    "float": lambda m, x: (x @ m.w).float() * 1,
+    "type": lambda m, x: (x * 0.3).type(torch.FloatTensor) / 0.3,
+    "sum": lambda m, x: x + x.sum(1, keepdim=True, dtype=torch.float32) - x.sum(1, keepdim=True),
+    "assigned": lambda m, x: assigned(x, dtype=torch.float32),
+    "assigned by default": lambda m, x: assigned(x),
+    "known tensor": lambda m, x: (x.float() + torch.tensor([0.1, 0.2, 0.3])).float(),
+    "cached": lambda m, x: 2 * cached(m, x),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("name", NAMED)
+def test_the_dtype_of_the_model_may_be_named(name, route):
+    read = model(NAMED[name])
+    read.cache = torch.full((3,), 0.1)
+    assert 1 - 1e-9 <= ll.certify(read, torch.zeros(2, 3), method=route).upper_bound <= 3.0
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_wider_dtype_inside(route):
+    """A model in bfloat16 that takes its mean in float32."""
+    read = model(lambda m, x: (x.float() - x.float().mean(1, keepdim=True)).to(x.dtype) @ m.w).to(torch.bfloat16)
+    bound = ll.certify(read, torch.zeros(2, 3, dtype=torch.bfloat16), method=route).upper_bound
+    assert 1 - 1e-9 <= bound <= 2 + 1e-9
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_an_activation_of_nothing(route):
+    read = model(lambda m, x: put(x @ m.w, ((slice(None), slice(3, None)), torch.tanh(x[:, 3:]))))
+    assert 1 <= ll.certify(read, torch.zeros(2, 3), method=route).upper_bound <= 2
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_model_that_fails_on_one_sample_is_refused(route):
+    with pytest.raises(ll.errors.ExtractionError, match="fails on a batch of 1"):
+        ll.certify(model(lambda m, x: F.group_norm(x @ m.w, 3, eps=0.1)), torch.zeros(2, 3), method=route)

@@ -35,6 +35,8 @@ def _uniform(
     context: Context, x: Value, alpha: float, beta: float, function: Callable[[torch.Tensor], torch.Tensor]
 ) -> Value:
     """The same unit everywhere: it does not matter where the entries lie."""
+    if not x.index.numel():
+        return x
     x = context.builder.compact(x)
     if alpha == beta:  # affine, and its own multiple
         shift = function(torch.zeros((), dtype=torch.float64))
