@@ -24,7 +24,7 @@ from lightning_lipschitz.certificate.proofs import Channels, Proof
 from lightning_lipschitz.certificate.verify import SIGNING_MARGIN
 from lightning_lipschitz.errors import ArgumentError, SolverError
 from lightning_lipschitz.structured import Graph
-from lightning_lipschitz.structured.parts import members
+from lightning_lipschitz.structured.parts import measure, members
 
 Block: TypeAlias = tuple[int, int, Proof | Channels]
 METHODS = ("auto", "composed", "norm-product")
@@ -43,7 +43,8 @@ def certify_graph(graph: Graph, settings: Settings, clock: Clock | None = None) 
     clock = Clock(settings.time_limit) if clock is None else clock
     norms, promised, complete = _norms(graph, clock)
     parts = () if settings.method == "norm-product" else cut(graph)
-    blocks, owed = _blocks(graph, norms, parts, settings, clock, promised)
+    blocks, owed, all_written = _blocks(graph, norms, parts, settings, clock, promised)
+    complete = complete and all_written
     proofs: list[Block] = [(part.start, part.end, c.proof) for part, c in blocks]  # type: ignore[misc]
     if settings.method != "norm-product":
         found, all_tried = _convolutional(graph, norms, parts, clock, promised + owed)
@@ -125,12 +126,14 @@ def _convolutional(
 
 def _blocks(
     graph: Graph, norms: dict[int, float], parts: tuple[Part, ...], settings: Settings, clock: Clock, promised: float
-) -> tuple[list[tuple[Part, Certificate]], float]:
-    """The parts whose own bound is below that of their nodes, with its certificate; and seconds to prove them again."""
-    bounds, found, owed = propagate(graph, norms, {}), [], 0.0
+) -> tuple[list[tuple[Part, Certificate]], float, bool]:
+    """The parts whose own bound is below that of their nodes, with its certificate; seconds to prove them again; and
+    whether there was time for all."""
+    bounds, found, owed, complete = propagate(graph, norms, {}), [], 0.0, True
     for done, part in enumerate(parts):
-        if clock.over:
-            break
+        if not clock.fits(_writing(graph, part, clock) + promised + owed):
+            complete = False
+            continue
         network = explicit(graph, part.start, part.end)
         if network is None:
             continue
@@ -146,4 +149,9 @@ def _blocks(
         if through is not None and (not math.isfinite(after) or through < Fraction(after)):
             found.append((part, certificate))
             owed += again
-    return found, owed
+    return found, owed, complete
+
+
+def _writing(graph: Graph, part: Part, clock: Clock) -> float:
+    size = None if clock.limit is None else measure(graph, part.start, part.end)
+    return 0.0 if size is None else cost.writing(size.entries).seconds

@@ -29,6 +29,7 @@ LARGEST_UNITS = 5_000
 PIECE_UNITS = 600  # of a sub-network
 DEEPEST = 24  # layers that are solved as one: of 40 random ones the whole stalls where three pieces give a sixteenth
 IMPORT = 2.5  # seconds, of cvxpy
+WRITING = 5_000  # operations that take the time of one entry of a matrix: its memory is what counts
 TRIES = 9  # factorisations of the last block of a proof: rho is raised until it holds
 
 _SAMPLE = 400  # rows of the matrices that rates are measured with
@@ -95,6 +96,11 @@ def norm_proof(shape: tuple[int, ...]) -> Work:
 def norm(shape: tuple[int, ...]) -> Work:
     """Of finding and proving a spectral norm."""
     return norm_proof(shape).times(2.0) + Work(eigen=4.0 / 3.0 * float(min(shape)) ** 3)
+
+
+def writing(entries: int) -> Work:
+    """Of writing out so many entries of a structured model's matrices, looking at them for a norm and in its proof."""
+    return Work(product=WRITING * float(entries))
 
 
 def elimination(network: Network, sizes: tuple[int, ...]) -> Work:
