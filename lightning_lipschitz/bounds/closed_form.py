@@ -17,10 +17,11 @@ layers subtract from the block and ``t = r |s| / w``, which minimises ``c^2 s^2 
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, eigvalsh
+from scipy.linalg import cho_factor, cho_solve
 
 from lightning_lipschitz.bounds.lipsdp import reduce
 from lightning_lipschitz.certificate.proofs import Array, Multipliers
+from lightning_lipschitz.certificate.spectral import largest_eigenvalue
 from lightning_lipschitz.network import Affine, Layer, Network
 
 Blocks = dict[tuple[int, int], Array]
@@ -53,7 +54,7 @@ def forward(network: Network) -> Multipliers | None:
         gram = inverse
         multipliers.append(np.full(layer.size, c))
     last = network.output.terms[0].matrix
-    rho = _largest_eigenvalue(last @ gram @ last.T) * (1.0 + SLACK)
+    rho = largest_eigenvalue(last @ gram @ last.T) * (1.0 + SLACK)
     return Multipliers(rho, tuple(rho * c for c in multipliers)) if np.isfinite(rho) and rho > 0 else None
 
 
@@ -62,7 +63,7 @@ def _forward_step(layer: Layer, seen: Array) -> tuple[float, Array | None]:
     overshoot.
     """
     alpha, beta = float(layer.alpha.min()), float(layer.beta.max())
-    s, w, p = alpha + beta, beta - alpha, _largest_eigenvalue(seen)
+    s, w, p = alpha + beta, beta - alpha, largest_eigenvalue(seen)
     if not p > 0:
         return 0.0, None
     c = (1.0 - max(SLACK, SMALLEST_PIVOT * (1.0 - abs(s) / w))) * 2.0 / (w * (w + abs(s))) / p
@@ -89,14 +90,14 @@ def backward(network: Network) -> Multipliers | None:
     values: list[Array] = []
     for k in range(len(network.layers), 0, -1):
         layer = network.layers[k - 1]
-        r = max(_largest_eigenvalue(-blocks[k, k]) if (k, k) in blocks else 0.0, floor)
+        r = max(largest_eigenvalue(-blocks[k, k]) if (k, k) in blocks else 0.0, floor)
         c = 0.5 * (1.0 + SLACK) * (r + _backward_pivot(layer, r, coupled=any(j == k and i < k for i, j in blocks)))
         values.insert(0, np.full(layer.size, c))
         try:
             _eliminate(blocks, k, layer, c)
         except np.linalg.LinAlgError:  # no output reads the layer, or so little of it that c rounds to zero
             return None
-    rho = _largest_eigenvalue(-blocks[0, 0]) * (1.0 + SLACK) if (0, 0) in blocks else 0.0
+    rho = largest_eigenvalue(-blocks[0, 0]) * (1.0 + SLACK) if (0, 0) in blocks else 0.0
     return Multipliers(rho, tuple(values)) if np.isfinite(rho) and rho > 0 else None
 
 
@@ -134,11 +135,6 @@ def _subtract_square(blocks: Blocks, affine: Affine, weight: Array) -> None:
 
 def _add(blocks: Blocks, key: tuple[int, int], part: Array) -> None:
     blocks[key] = blocks[key] + part if key in blocks else part
-
-
-def _largest_eigenvalue(matrix: Array) -> float:
-    last = len(matrix) - 1
-    return float(eigvalsh(matrix, subset_by_index=(last, last), check_finite=False)[0])
 
 
 def _inverse(matrix: Array) -> Array:

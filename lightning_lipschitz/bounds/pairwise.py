@@ -101,7 +101,7 @@ class _Form:
         self._zx, self._fx, self._fz = inner.T @ (products * outer) - sums * outer, output[:, :x], output[:, x:]
         self._eigenvalues = np.zeros(x)
         if np.any(products):
-            self._eigenvalues, basis = eigh(outer.T @ (products * outer))
+            self._eigenvalues, basis = eigh(outer.T @ (products * outer), driver="evd")  # "evr" fails on clusters
             self._zx, self._fx = self._zx @ basis, self._fx @ basis
 
     def gram(self, r: float) -> Array | None:

@@ -6,7 +6,7 @@ with weights of its own, and a resumed run gets exactly those back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 from weakref import ref
@@ -81,10 +81,7 @@ class Gate:
             return
         if not checkpoint.get("state_dict"):
             return  # of a strategy that gathers the weights elsewhere
-        self._weights.prepare(model)
-        self._weights.refresh(model)
-        tensors = self._weights.part(checkpoint["state_dict"])
-        written = _undisturbed(lambda: self._author(tensors))
+        tensors, written = _undisturbed(lambda: self._of(model, checkpoint["state_dict"]))
         self._warn_of_others(written)
         plain = to_plain(written.certificate.at(trainer.current_epoch, trainer.global_step))
         if "callbacks" in checkpoint:  # a file that training can go on from
@@ -94,6 +91,13 @@ class Gate:
         whole, state = self._weights.whole({**mine, **moved}), checkpoint["state_dict"]
         state.update({name: value for name, value in whole.items() if name in state})
         checkpoint[self.key] = plain
+
+    def _of(self, model: LightningModule, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Written]:
+        """The weights among a state, and what is written of them."""
+        self._weights.prepare(model)
+        self._weights.refresh(model)
+        tensors = self._weights.part(state)
+        return tensors, self._author(tensors)
 
     def _warn_of_others(self, written: Written) -> None:
         if self._finished and written.tensors:
@@ -165,6 +169,7 @@ class Gate:
 
 
 def _undisturbed(work: Callable[[], T]) -> T:
-    """With the global random streams as they were before."""
-    with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+    """With the global random streams as they were before, and where tensors can be differentiated: somebody may save in
+    the middle of ``trainer.validate``."""
+    with isolate_rng(include_cuda=torch.cuda.is_initialized()), torch.inference_mode(False):  # type: ignore[no-untyped-call]
         return work()

@@ -7,7 +7,7 @@ import math
 from fractions import Fraction
 
 import numpy as np
-from scipy.linalg import eigvalsh
+from scipy.linalg import LinAlgError, eigvalsh
 
 from lightning_lipschitz.certificate.floating_point import (
     TINY,
@@ -39,8 +39,7 @@ def norm_upper_bound(matrix: Array, rounding: float = 0.0, margin: float = 1.0) 
         return exact if rounding == 0 else round_up(Fraction(exact) + Fraction(rounding))
     scale, scaled = _scaled(matrix)
     gram = _gram(scaled)
-    last = len(gram) - 1
-    squared = max(float(eigvalsh(gram, subset_by_index=(last, last))[0]), float(np.max(np.diagonal(gram))))
+    squared = max(largest_eigenvalue(gram), float(np.max(np.diagonal(gram))))
     step = margin * _allowance(scaled, gram, squared) / squared
     while step < 1.0:
         bound = math.sqrt(squared * (1.0 + step))
@@ -48,6 +47,15 @@ def norm_upper_bound(matrix: Array, rounding: float = 0.0, margin: float = 1.0) 
             return round_up(Fraction(bound) * scale + Fraction(rounding))
         step *= 2.0
     return math.inf
+
+
+def largest_eigenvalue(matrix: Array) -> float:
+    """Of a symmetric matrix, to rounding. LAPACK's search for one alone fails on a few that are nearly singular."""
+    last = len(matrix) - 1
+    try:
+        return float(eigvalsh(matrix, subset_by_index=(last, last), check_finite=False)[0])
+    except LinAlgError:
+        return float(eigvalsh(matrix, driver="ev", check_finite=False)[-1])
 
 
 def norm_holds(matrix: Array, bound: float, rounding: float = 0.0, margin: float = 1.0) -> bool:

@@ -148,7 +148,8 @@ def _acting(model: nn.Module, linearised: Linearised) -> list[tuple[str, ...]]:
                 values[id(parameter)] = (value + 0.1 * (1.0 + value.abs()) * noise).requires_grad_()
     if not values:
         return []
-    rows = linearised({name: values[key] for key, group in names.items() for name in group})
+    with torch.enable_grad():
+        rows = linearised({name: values[key] for key, group in names.items() for name in group})
     used = [each for each in rows if each.requires_grad]
     seeds = [torch.randn(each.shape, generator=generator, dtype=each.dtype) for each in used]
     given = torch.autograd.grad(used, list(values.values()), seeds, allow_unused=True) if used else [None] * len(values)

@@ -142,6 +142,21 @@ def test_norms_of_selections_are_exact(matrix, norm):
     assert norm == 0 or not norm_holds(matrix, np.nextafter(norm, 0))
 
 
+@pytest.mark.parametrize("copies", [1, 2, 12, 50])
+@pytest.mark.parametrize("exponent", [-300, -3, 0, 300])
+def test_norms_of_the_same_block_many_times(copies, exponent):
+    """As of a 1 x 1 convolution: LAPACK fails on some such clusters of eigenvalues."""
+    block = np.array([[0.6123724356957946, 0.3061862178478973, 0.3061862178478973], [0.5, 0.25, 0.5]])
+    matrix = np.kron(block, np.eye(copies)) * 2.0**exponent
+    bound = norm_upper_bound(matrix)
+    assert norm_holds(matrix, bound)
+    assert bound == pytest.approx(np.linalg.norm(block, 2) * 2.0**exponent, rel=1e-11)
+    if abs(exponent) < 100:  # the square of the bound is a float64
+        network = Network.from_weights([matrix, matrix.T])
+        found = [prove(network, point) for point in closed_form.propose(network)]
+        assert min(each for each in found if each is not None) <= bound**2 * (1 + 1e-6)
+
+
 @pytest.mark.parametrize("bound", [np.nan, np.inf, -1.0])
 def test_a_norm_must_be_a_finite_number(bound):
     assert not norm_holds(np.zeros((2, 2)), bound)

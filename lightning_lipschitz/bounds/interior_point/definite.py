@@ -96,7 +96,9 @@ class Definite:
 
 def _least_ritz(diagonal: list[float], beside: list[float], beta: float) -> tuple[float, float]:
     """The least eigenvalue of a tridiagonal matrix less its error bound, and that bound."""
-    ritz, vectors = eigh_tridiagonal(diagonal, beside, select="i", select_range=(0, 0), check_finite=False)
+    ritz, vectors = eigh_tridiagonal(
+        diagonal, beside, select="i", select_range=(0, 0), check_finite=False, lapack_driver="stebz"
+    )
     error = beta * abs(float(vectors[-1, 0]))
     return float(ritz[0]) - error, error
 
