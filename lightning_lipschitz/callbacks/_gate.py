@@ -82,7 +82,7 @@ class Gate:
         if not checkpoint.get("state_dict"):
             return  # of a strategy that gathers the weights elsewhere
         tensors, written = _undisturbed(lambda: self._of(model, checkpoint["state_dict"]))
-        self._warn_of_others(written)
+        self._warn_of_others(model, written)
         plain = to_plain(written.certificate.at(trainer.current_epoch, trainer.global_step))
         if "callbacks" in checkpoint:  # a file that training can go on from
             plain[TRAINING] = self._weights.whole({name: tensors[name].clone() for name in written.tensors})
@@ -99,8 +99,9 @@ class Gate:
         tensors = self._weights.part(state)
         return tensors, self._author(tensors)
 
-    def _warn_of_others(self, written: Written) -> None:
-        if self._finished and written.tensors:
+    def _warn_of_others(self, model: LightningModule, written: Written) -> None:
+        live = self._weights.of(model)  # an average that is put into the file may have been projected there before
+        if self._finished and any(not torch.equal(v.to(live[name]), live[name]) for name, v in written.tensors.items()):
             rank_zero_warn(
                 f"the weights in the module are not those that the fit left there, and their bound is above that of"
                 f" `{self.key}`. The module stays as it is; its file holds the nearest certified weights. To save it"

@@ -67,7 +67,7 @@ class LipschitzCallback(Callback):
         method: see :func:`lightning_lipschitz.certify`; not "lipsdp-network", whose coupled multipliers are no bound.
         solver: see :func:`lightning_lipschitz.certify`.
         rtol: relative tolerance of the solver. Whatever it is, the bound is verified.
-        time_limit: seconds a measurement may take, None for no limit.
+        time_limit: seconds a measurement may take; None for no limit, but "auto" optimises for a minute at most.
         lower_bound: whether to sample a lower bound as well; in a second, or in as long as the upper bound took.
         max_lipschitz: warn, once a fit, when the certified bound is above this.
         prog_bar: whether to show the upper bound in the progress bar.

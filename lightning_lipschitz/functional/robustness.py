@@ -141,7 +141,7 @@ def _read(logits: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
     classes = 2 if binary else scores.shape[1]
     if bool(((leader < 0) | (leader >= classes) | (leader != target.reshape(-1).to(scores.device))).any()):
         raise ArgumentError(
-            "target", sorted(set(target.flatten().tolist()))[:8], f"class numbers from 0 to {classes - 1}"
+            "target", sorted(set(target.cpu().flatten().tolist()))[:8], f"class numbers from 0 to {classes - 1}"
         )
     return scores, leader
 

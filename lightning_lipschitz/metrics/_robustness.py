@@ -80,12 +80,13 @@ def _double(values: Any) -> Tensor:
 
 def share(part: Tensor, total: int) -> Tensor:
     """``part / total`` of integers as float32, rounded down: it is 1 only where the two are equal."""
-    ratio = part.double().cpu() / total
+    device, part = part.device, part.cpu()
+    ratio = part.double() / total
     nearest = ratio.float()
     below = torch.nextafter(nearest, torch.tensor(-math.inf))
     # In integers, as float64 has rounded too: nearest = m / 2^k <= part / total.
     down = [x if Fraction(x) * total <= n else y for x, y, n in zip(*_lists(nearest, below, part), strict=True)]
-    return torch.tensor(down, dtype=torch.float32).reshape(ratio.shape).to(part.device)
+    return torch.tensor(down, dtype=torch.float32).reshape(ratio.shape).to(device)
 
 
 def _lists(*tensors: Tensor) -> list[list[Any]]:

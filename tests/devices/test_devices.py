@@ -11,11 +11,14 @@ import os
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_lipschitz as ll
 from lightning_lipschitz.extraction import Extractor
+from lightning_lipschitz.functional import certified_radius
+from tests.report.page import Page
 
 NAME = os.environ.get("LIGHTNING_LIPSCHITZ_DEVICE", "")
 if not NAME:  # the pretend device is registered for the whole process, so other tests are kept apart from it
@@ -64,6 +67,22 @@ class Clipped(ll.CLIPMixin, Net):
     pass
 
 
+class Measured(Net):
+    """With the metrics as submodules, which Lightning moves."""
+
+    def __init__(self, body):
+        super().__init__(body)
+        self.accuracy, self.radius = ll.CertifiedAccuracy(0.05, 2.0), ll.CertifiedRadius("mean", 2.0)
+        self.steepest = ll.LipschitzLowerBound()
+
+    def validation_step(self, batch, _):
+        logits = self(batch[0])
+        for metric, data in ((self.accuracy, batch[1]), (self.radius, batch[1])):
+            metric(logits, data)
+        self.steepest(batch[0], logits)
+        self.log_dict({"accuracy": self.accuracy, "radius": self.radius, "steepest": self.steepest})
+
+
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()
@@ -94,6 +113,8 @@ FITS = {
     "ADMM, soft": (Net, lambda: [ll.LipschitzADMM(mode="regularize", weight=1e-3, every_n_steps=2)], {}),
     "barrier": (Net, lambda: [ll.LipschitzBarrier(max_lipschitz=0.5)], {}),
     "CLIP": (Clipped, lambda: [], {}),
+    "metrics": (Measured, lambda: [], {}),
+    "average": (Net, lambda: [EMAWeightAveraging(decay=0.5), ll.LipschitzADMM(0.5, every_n_steps=2)], {}),
     "autocast": (Net, lambda: [ll.LipschitzCallback()], {"precision": "bf16-mixed"}),
 }
 
@@ -161,7 +182,7 @@ def test_fits_say_the_same_there(tmp_path, body, fit):
     close = 1e-6 if NAME == "pretend" and fit != "autocast" else 5e-2  # devices autocast different operators
     assert there == pytest.approx(here, rel=close, abs=1e-6)
     assert all(p.requires_grad for p in model.parameters())
-    if fit in ("barrier", "ADMM"):
+    if fit in ("barrier", "ADMM", "average"):
         model = model.cpu().eval()
         assert ll.certify(model, torch.zeros(2, 6)).upper_bound <= 0.5
 
@@ -174,6 +195,29 @@ def test_a_fit_there_goes_on_from_its_checkpoint(tmp_path, fit):
     stored = torch.load(again, weights_only=False, map_location="cpu")
     assert stored["epoch"] == 2 or stored["global_step"] == 4
     assert model.trainer.global_step == 4
+
+
+def test_a_wrong_target_there_is_named():
+    with elsewhere():
+        logits, target = torch.zeros(4, 3).to(DEVICE), torch.tensor([0, 1, 2, 7]).to(DEVICE)
+        with pytest.raises(ll.errors.ArgumentError, match="7"):
+            certified_radius(logits, 1.0, target)
+
+
+@pytest.mark.filterwarnings("ignore:.*")  # of the libraries that draw
+def test_a_report_of_a_fit_there(tmp_path):
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "report.html"
+    with elsewhere():
+        model = made(Net, "residual")
+        callback = ll.LipschitzCallback(certified_radii=[0.1], report=page)
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        pl.Trainer(max_epochs=1, callbacks=[callback], default_root_dir=tmp_path, **quiet, **trainer_arguments()).fit(
+            model, loader(), loader()
+        )
+    found = Page(page)
+    assert not found.missing & {"headline", "training", "layers", "curve", "certificate"}
+    assert callback.certificate.network_digest[:12] in page.read_text()
 
 
 @pytest.mark.skipif(NAME != "pretend", reason="only the pretend device counts")
