@@ -21,7 +21,7 @@ from lightning_lipschitz.certificate.proofs import Channels
 from lightning_lipschitz.certificate.spectrum import Spectrum, spectrum
 from lightning_lipschitz.network import Affine, Network
 from lightning_lipschitz.structured import Elementwise, Graph
-from lightning_lipschitz.structured.parts import passed
+from lightning_lipschitz.structured.parts import chains, inside
 
 Complex = npt.NDArray[np.complex128]
 
@@ -56,17 +56,24 @@ def propose(graph: Graph, start: int, end: int) -> Channels | None:
 
 
 def cut(graph: Graph, written: Sequence[Part]) -> tuple[Part, ...]:
-    """Convolutional parts between nodes that all paths pass, from the output backwards, outside of those that are
-    written out anyway."""
-    points = passed(graph)
+    """Convolutional parts, from the output backwards, outside of those that are written out anyway; then those of
+    branches that are in none of these."""
+    parts: list[Part] = []
+    for chain in chains(graph):
+        if not any(inside(graph, chain, part.start, part.end) for part in (*written, *parts)):
+            parts += _along(graph, chain, written)
+    return tuple(sorted(parts))
+
+
+def _along(graph: Graph, points: Sequence[int], written: Sequence[Part]) -> list[Part]:
     parts, last = [], len(points) - 1
     while last > 0:
         first = _farthest(graph, points, last)
-        part = Part(points[first], points[last])
-        if first < last and not any(each.start <= part.start and part.end <= each.end for each in written):
-            parts.append(part)
+        covered = any(inside(graph, points[first : last + 1], each.start, each.end) for each in written)
+        if first < last and not covered:
+            parts.append(Part(points[first], points[last]))
         last = min(first, last - 1)
-    return tuple(reversed(parts))
+    return parts
 
 
 def _farthest(graph: Graph, points: Sequence[int], last: int) -> int:

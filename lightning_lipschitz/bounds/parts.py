@@ -3,20 +3,21 @@ affordable."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lightning_lipschitz.certificate.composition import claimed
 from lightning_lipschitz.structured import Bounded, Elementwise, Graph
-from lightning_lipschitz.structured.parts import measure, members, passed
+from lightning_lipschitz.structured.parts import chains, inside, measure, members
 
 LARGEST_ROWS = 800  # units and reduced inputs of a part: some ten seconds of the native solver
 LARGEST_SIDE = 2_000  # the smaller side of a part without units
 LARGEST_ENTRIES = 20_000_000  # of all its matrices
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Part:
     """From the output of node ``start`` to that of node ``end``."""
 
@@ -25,8 +26,16 @@ class Part:
 
 
 def cut(graph: Graph) -> tuple[Part, ...]:
-    """Parts to write out, from the output backwards, each as long as is affordable."""
-    points = passed(graph)
+    """Parts to write out, from the output backwards, each as long as is affordable; then those of branches that are in
+    none of these."""
+    parts: list[Part] = []
+    for chain in chains(graph):
+        if not any(inside(graph, chain, part.start, part.end) for part in parts):
+            parts += _along(graph, chain)
+    return tuple(sorted(parts))
+
+
+def _along(graph: Graph, points: Sequence[int]) -> list[Part]:
     parts, last = [], len(points) - 1
     while last > 0:
         first = last
@@ -35,7 +44,7 @@ def cut(graph: Graph) -> tuple[Part, ...]:
         if first < last and _worthwhile(graph, points[first], points[last]):
             parts.append(Part(points[first], points[last]))
         last = min(first, last - 1)
-    return tuple(reversed(parts))
+    return parts
 
 
 def _affordable(graph: Graph, start: int, end: int) -> bool:

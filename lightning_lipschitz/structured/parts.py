@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_lipschitz.structured.graph import Graph
@@ -44,27 +45,41 @@ class Size:
         return sum(self.widths) + min(self.inputs, self.read)
 
 
-def passed(graph: Graph) -> tuple[int, ...]:
-    """The nodes that every path from the input to the output goes through.
-
-    No edge leads from before such a node to behind it.
+def chains(graph: Graph) -> tuple[tuple[int, ...], ...]:
+    """Nodes between which parts can lie, in order: those that all paths from the input to the output pass; then, for
+    every branch that a sum or a concatenation reads, those that all paths through it pass, from where it branches off.
 
     Example:
         >>> from lightning_lipschitz.structured import Along, Input, Sum
-        >>> double = Along(sources=(0,), matrix=[[2.0]])
-        >>> passed(Graph((Input(size=1), double, Sum(sources=(0, 1), size=1))))
-        (0, 2)
+        >>> double, again = (Along(sources=(source,), matrix=[[2.0]]) for source in (0, 1))
+        >>> chains(Graph((Input(size=1), double, again, Sum(sources=(0, 2), size=1))))
+        ((0, 3), (0, 1, 2))
     """
-    reach, found = 0, [0]
-    last_reader = [0] * len(graph.nodes)
+    above: list[int] = [0]  # the last node before each that all paths to it pass
+    for node in graph.nodes[1:]:
+        common = node.sources[0]
+        for source in node.sources[1:]:
+            while source != common:
+                source, common = (above[source], common) if source > common else (source, above[common])
+        above.append(common)
+    found = [_chain(above, 0, len(graph.nodes) - 1)]
     for number, node in enumerate(graph.nodes):
-        for source in node.sources:
-            last_reader[source] = max(last_reader[source], number)
-    for number in range(1, len(graph.nodes)):
-        reach = max(reach, last_reader[number - 1])
-        if reach <= number:
-            found.append(number)
-    return tuple(found)
+        found += [
+            _chain(above, above[number], source) for source in dict.fromkeys(node.sources) if len(node.sources) > 1
+        ]
+    return tuple(chain for chain in dict.fromkeys(found) if len(chain) > 1)
+
+
+def _chain(above: Sequence[int], start: int, end: int) -> tuple[int, ...]:
+    numbers = [end]
+    while numbers[-1] > start:
+        numbers.append(above[numbers[-1]])
+    return tuple(reversed(numbers))
+
+
+def inside(graph: Graph, chain: Sequence[int], start: int, end: int) -> bool:
+    """Whether a chain lies in the part from ``start`` to ``end``."""
+    return start <= chain[0] and chain[-1] in (members(graph, start, end) or ())
 
 
 def measure(graph: Graph, start: int = 0, end: int | None = None) -> Size | None:

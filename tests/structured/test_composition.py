@@ -1,6 +1,7 @@
 """Composed bounds: sound, and on small models between nothing better than LipSDP and nothing worse than the product."""
 
 import functools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import lightning_lipschitz as ll
 from lightning_lipschitz.api import lower_bound
 from lightning_lipschitz.bounds import parts
 from lightning_lipschitz.bounds.composed import certify_graph
@@ -21,8 +23,8 @@ from lightning_lipschitz.errors import ArgumentError, ShapeError, SolverError, U
 from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.extraction.structured import StructuredExtractor
 from lightning_lipschitz.structured import Along, Bounded, Elementwise, Gather, Graph, Input, Scaling, Sum
-from lightning_lipschitz.structured.parts import measure, passed
-from tests.models import randomized_norm
+from lightning_lipschitz.structured.parts import chains, measure
+from tests.models import Lambda, randomized_norm
 from tests.structured.models import MODELS, make
 
 RTOL = 1e-6
@@ -175,7 +177,7 @@ def test_a_block_must_see_all_that_leads_to_its_end():
     """x -> 2x -> 2x + x: the sum is not bounded by what node 1 alone does to it."""
     double = Along(sources=(0,), matrix=[[2.0]])
     graph = Graph((Input(size=1), double, Sum(sources=(0, 1), size=1)))
-    assert passed(graph) == (0, 2)
+    assert chains(graph) == ((0, 2), (0, 1))
     assert explicit(graph, 1, 2) is None
     assert certify_graph(graph, Settings()).upper_bound == pytest.approx(3.0)
 
@@ -228,3 +230,32 @@ def test_weights_beyond_float64():
     nodes = [Input(size=1), *(Scaling(sources=(k,), factors=[1e30]) for k in range(12))]
     with pytest.raises(SolverError, match="range of float64"):
         certify_graph(Graph(tuple(nodes)), Settings())
+
+
+def deep(seed, layers=5):
+    """More units than one convolutional part holds."""
+    torch.manual_seed(seed)
+    return nn.Sequential(*[each for _ in range(layers) for each in (nn.Conv1d(2, 2, 3, padding=1), nn.ReLU())][:-1])
+
+
+BRANCHES = {  # of branches g and h, and the bound that those of g and h give
+    "difference": (lambda m, x: x - m.g(x), lambda g, h: 1 + g),
+    "two branches": (lambda m, x: m.g(x) + 0.5 * m.h(x), lambda g, h: g + 0.5 * h),
+    "concatenated": (lambda m, x: torch.cat([m.g(x), m.h(x), x], 1), lambda g, h: math.hypot(g, h, 1)),
+    "nested": (lambda m, x: x + m.g(x - m.h(x)), lambda g, h: 1 + g * (1 + h)),
+    "behind a trunk": (lambda m, x: (y := m.h(x)) + m.g(y), lambda g, h: h * (1 + g)),
+    "thrice": (lambda m, x: (y := x + m.g(x)) - m.g(y), lambda g, h: (1 + g) ** 2),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_the_whole_is_no_worse_than_its_branches(name, monkeypatch):
+    monkeypatch.setattr(parts, "LARGEST_ROWS", 0)
+    forward, together = BRANCHES[name]
+    branches = {"g": deep(0), "h": deep(1)}
+    example = torch.zeros(1, 2, 8)
+    g, h = (ll.certify(branch, example, method="composed").upper_bound for branch in branches.values())
+    product = ll.certify(branches["g"], example, method="norm-product").upper_bound
+    whole = ll.certify(Lambda(forward, **branches), example, method="composed").upper_bound
+    assert g < 0.999 * product
+    assert whole <= together(g, h) * (1 + 1e-9)
