@@ -26,8 +26,8 @@ INTERIOR_RHO = 1.1  # the closed-form point with rho raised by this factor is we
 def certify_network(network: Network, settings: Settings, clock: Clock | None = None) -> Certificate:
     """The lowest bound that the kernel signs, of the methods that fit in the time that is left.
 
-    An explicit "norm-product" or "closed-form" is that method's own number. The LipSDP methods never return more than
-    those two. "lipsdp-network" returns a number that is no bound.
+    "norm-product" is that method's own number, "closed-form" never more, and the LipSDP methods never more than those
+    two. "lipsdp-network" returns a number that is no bound.
 
     Args:
         network: as given.
@@ -69,10 +69,8 @@ def _search(network: Network, settings: Settings, clock: Clock) -> Outcome:
         return replace(product, status=Status.TIME_LIMIT)
     points = closed_form.propose(network)
     closed = _closed_form(network, points)
-    if settings.method == "closed-form":
-        return Outcome(closed)
     simple = Outcome((*closed, *product.signed))
-    if not network.layers or not points:
+    if settings.method == "closed-form" or not network.layers or not points:
         return simple
     cuts = _cuts(network, settings, clock)
     clock = searching(settings, clock)
@@ -94,7 +92,7 @@ def _affordable(network: Network, clock: Clock) -> bool:
     """Whether the closed forms and their proofs end in time."""
     if clock.limit is None:
         return True
-    sweeps = cost.sweep(network).times(2.0 if network.is_chain else 1.0)
+    sweeps = cost.sweep(network).times(2.0)
     return clock.fits((sweeps + cost.proof(network)).seconds) and cost.memory(network, matrices=6) < cost.room()
 
 
