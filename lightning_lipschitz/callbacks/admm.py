@@ -56,7 +56,7 @@ class LipschitzADMM(ConstrainedTraining):
 
     What to set when accuracy drops: first ``penalty``, by factors of three (too high and the pull outweighs the loss
     from the start; too low and the weights drift away from what can be written; ``balance`` mends it on the way). Then
-    ``every_n_steps=50``. A learning rate that decays to zero helps both residuals to vanish. Where the primal residual
+    ``every_n_steps=20``. A learning rate that decays to zero helps both residuals to vanish. Where the primal residual
     stays high all the same, as for bounds a hundredth of what training tends to,
     :class:`~lightning_lipschitz.LipschitzBarrier` does better. If accuracy on the training data is low as well, the
     bound is what costs it: compare with ``max_lipschitz`` doubled.
@@ -111,9 +111,9 @@ class LipschitzADMM(ConstrainedTraining):
         *,
         mode: Mode = "enforce",
         weight: float | None = None,
-        penalty: float = 1e-3,
+        penalty: float = 1e-2,
         every_n_epochs: int = 1,
-        every_n_steps: int | None = 100,
+        every_n_steps: int | None = 50,
         module: str = "",
         input: Input = None,
         output: Output = None,

@@ -8,6 +8,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_lipschitz as ll
 from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier
@@ -246,10 +247,51 @@ def test_regularize_trades_loss_for_the_bound(fit):
     assert bounds[1] < 0.8 * bounds[0]
 
 
-def test_balance_moves_the_penalty(fit):
-    callback = LipschitzADMM(0.2, balance=True, every_n_steps=1)
+@pytest.mark.parametrize("penalty", [1e-5, 1e-4, 1e-3, 0.3, 1.0, 3.0])
+def test_a_penalty_that_is_far_off_comes_back(penalty, fit):
+    """Doubled while weights are far from certified ones, halved while certified weights run after nothing."""
+    torch.manual_seed(0)
+    callback = LipschitzADMM(0.2, penalty=penalty, every_n_steps=1)
     fit(Classifier(), callback, max_epochs=4)
-    assert callback.history[-1]["penalty"] != 1e-3
+    last = callback.history[-1]["penalty"]
+    assert last >= 8 * penalty if penalty < 1e-2 else last <= penalty / 8
+
+
+DEFAULTS = {"near": 0.5, "far below": 0.1}  # of the bound that training without one ends with
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", DEFAULTS.values(), ids=DEFAULTS)
+def test_defaults_keep_most_of_what_the_barrier_keeps(share, trainer):
+    """On scikit-learn's digits; both hold the bound strictly, and neither is tuned."""
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    x, y = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)
+    train, test = slice(0, 1400), slice(1400, None)
+
+    class Digits(Classifier):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 10))
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), 3e-3)
+
+    def fitted(*callbacks):
+        module = Digits()
+        torch.manual_seed(1)
+        data = DataLoader(TensorDataset(x[train], y[train]), 32, shuffle=True)
+        trainer(*callbacks, max_epochs=12).fit(module, data)
+        accuracy = (module.eval()(x[test]).argmax(1) == y[test]).float().mean()
+        return float(accuracy), ll.certify(module.net, x[:1], rtol=1e-3).upper_bound
+
+    _, free = fitted()
+    accuracies = []
+    for callback in (LipschitzADMM(share * free), LipschitzBarrier(share * free)):
+        accuracy, found = fitted(callback)
+        assert found <= share * free * (1 + 1e-3)
+        accuracies.append(accuracy)
+    assert accuracies[0] >= accuracies[1] - 0.05
 
 
 @pytest.mark.parametrize("make", [NoForward, Bypassed, Classifier])
