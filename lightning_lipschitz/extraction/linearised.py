@@ -7,7 +7,7 @@ all W_kj at once: convolutions, batch norm, weight norm and shared weights need 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from lightning_lipschitz.extraction.places import NotLinearisedError, RecordedWa
 from lightning_lipschitz.extraction.trace import Graph
 from lightning_lipschitz.extraction.traced import Traced
 
+_DIGITS, _LONGEST = 20, 480  # binary, of the length of unit vectors: beyond that of the largest bias, and at most
 _CHUNK = 512  # pairs of samples run at once
 
 
@@ -78,7 +79,8 @@ class Linearised:
     ) -> dict[int, Tensor]:
         """W_jk for every layer j, and for the output as the last: images of unit vectors less that of zero.
 
-        Both samples of a batch carry unit vectors of their own. What does not read source k is not run again.
+        Both samples of a batch carry unit vectors of their own. What does not read source k is not run again. The unit
+        vectors are long: beside large biases the images of short ones would lose their digits.
         """
         batch, n = zeros[k].shape
         pairs = -(-n // batch)
@@ -87,9 +89,10 @@ class Linearised:
         def run(block: Tensor) -> dict[int, Tensor]:
             return self._run(tensors, [*zeros[:k], block, *zeros[k + 1 :]], dict(values), k)
 
-        images = torch.func.vmap(run, chunk_size=_CHUNK)(basis)
+        length = _length(origin.values())
+        images = torch.func.vmap(run, chunk_size=_CHUNK)(length * basis)
         blocks = {j: zeros[0].new_zeros(image.shape[1], n) for j, image in origin.items()}
-        return blocks | {j: (image.flatten(0, 1)[:n] - origin[j][0]).mT for j, image in images.items()}
+        return blocks | {j: (image.flatten(0, 1)[:n] - origin[j][0]).mT / length for j, image in images.items()}
 
     def _run(
         self,
@@ -141,6 +144,13 @@ class Linearised:
             return x.reshape(len(x), *self._graph.shape)
         name = self._graph.tensors.get(node.name, node.name)
         return tensors[name] if name in tensors else _double(self._graph.constants[node.name], x.device)
+
+
+def _length(offsets: Iterable[Tensor]) -> Tensor:
+    """A power of two far above all offsets, found where they are."""
+    largest = torch.stack([each.detach().abs().amax() for each in offsets if each.numel()]).amax()
+    exponent = torch.frexp(largest).exponent.clamp(max=_LONGEST) + _DIGITS
+    return torch.where(largest.isfinite(), torch.ldexp(torch.ones_like(largest), exponent), 1.0)
 
 
 def _sources(value: Any, number: Mapping[int, int]) -> frozenset[int]:

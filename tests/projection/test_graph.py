@@ -85,6 +85,19 @@ def test_it_follows_the_parameters_and_the_buffers(case):
     assert found == pytest.approx(rows_of(there.network()), rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("bias", [1e3, 1e9, 1e15, 1e30])
+@pytest.mark.parametrize("name", ["residual", "cnn", "transposed", "max pooling", "standardised"])
+def test_it_keeps_its_digits_beside_large_biases(name, bias):
+    model, x = build(name)
+    with torch.no_grad():
+        for each in model.modules():
+            if getattr(each, "bias", None) is not None:
+                each.bias.fill_(bias)
+    weights = GraphWeights(model, x)
+    found = torch.cat(weights.map()([w.double() for w in weights.read()])).detach().numpy()
+    assert found == pytest.approx(rows_of(weights.network()), rel=1e-6, abs=1e-9)
+
+
 def test_only_what_acts_on_the_matrices_is_a_weight(case):
     _, model, x = case
     names = GraphWeights(model, x).parameter_names
