@@ -9,8 +9,10 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
-from lightning_lipschitz import api
-from lightning_lipschitz.callbacks import LipschitzCallback
+from lightning_lipschitz import Status, api
+from lightning_lipschitz.bounds import search
+from lightning_lipschitz.callbacks import LipschitzCallback, _measure
+from tests.models import Lambda
 from tests.modules import INPUTS, Bypassed, Classifier, Diverging, NoForward, Noisy, Pair, WithExample, loader
 
 KEYS = ("upper_bound", "lower_bound", "relative_gap", "seconds", "solver_ok")
@@ -187,6 +189,52 @@ def test_time_limit_gives_a_verified_bound(fit):
         fit(module, callback, max_epochs=1)
     assert callback.history[-1]["solver_ok"] is False
     assert api.verify(callback.certificate, module, EXAMPLE) == callback.history[-1]["upper_bound"] < math.inf
+
+
+def spread(*layers):
+    """Layers for images of 8 x 8 pixels, after one that makes such an image of the inputs."""
+    return nn.Sequential(nn.Linear(INPUTS, 64), nn.Unflatten(1, (1, 8, 8)), *layers, nn.Flatten(), nn.Linear(16, 3))
+
+
+def convolution(columns, rows, kind=nn.Conv2d, norm=nn.BatchNorm2d, **options):
+    return kind(columns, rows, 3, padding=1, **options), norm(rows), nn.ReLU()
+
+
+SLOW = {
+    "CNN with batch norm and max pooling": lambda: spread(*convolution(1, 4, stride=2), nn.MaxPool2d(2)),
+    "two blocks and an overlapping pool": lambda: spread(
+        *convolution(1, 3, stride=2), *convolution(3, 4), nn.MaxPool2d(3, 2, 1)
+    ),
+    "residual MLP": lambda: Lambda(
+        lambda m, x: m.c(m.a(x) + m.b(m.a(x).relu()).relu()),
+        a=nn.Linear(INPUTS, 12),
+        b=nn.Linear(12, 12),
+        c=nn.Linear(12, 3),
+    ),
+    "signal CNN": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, INPUTS)), *convolution(1, 4, nn.Conv1d, nn.BatchNorm1d), nn.Flatten(), nn.Linear(16, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_without_a_limit_a_fit_does_not_wait_for_the_search(name, fit, monkeypatch):
+    """Here the minute that "auto" optimises for is over at once."""
+    monkeypatch.setattr(search, "SEARCH_SECONDS", 0.0)
+    monkeypatch.setattr(_measure, "_LEAST_SAMPLING", 0.05)
+    callback, module = LipschitzCallback(), Classifier(lr=0.05)
+    module.net = SLOW[name]()
+    with pytest.warns(UserWarning, match=r"The time limit was reached.*The upper bound logged is"):
+        trainer = fit(module, callback)
+    assert [record["solver_ok"] for record in callback.history] == [False, False]
+    assert callback.certificate.status is Status.TIME_LIMIT
+    bound = callback.history[-1]["upper_bound"]
+    assert (
+        bound == trainer.callback_metrics["lipschitz/upper_bound"] == api.verify(callback.certificate, module, EXAMPLE)
+    )
+    assert 0 < callback.history[-1]["lower_bound"] <= bound
+    simple = [api.certify(module, EXAMPLE, method=method).upper_bound for method in ("norm-product", "closed-form")]
+    assert bound <= min(simple) * (1 + 1e-9)
 
 
 def test_weights_that_are_not_finite_have_no_finite_bound(fit):
