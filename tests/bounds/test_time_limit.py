@@ -1,5 +1,6 @@
 """A time limit is a limit: nothing is begun that costs more than what is left, and a bound is proved all the same."""
 
+import functools
 import itertools
 import math
 import time
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import lightning_lipschitz as ll
+from lightning_lipschitz import api
 from lightning_lipschitz.bounds import closed_form, cost, interior_point, search
 from lightning_lipschitz.bounds.clock import GRACE, Clock
 from lightning_lipschitz.bounds.composed import certify_graph
@@ -22,7 +24,7 @@ from lightning_lipschitz.certificate import Norms, Status, prove, prove_composit
 from lightning_lipschitz.certificate.operators import cheap_node_norm, node_norm, node_norm_holds
 from lightning_lipschitz.certificate.spectral import cheap_norm_upper_bound, norm_holds
 from lightning_lipschitz.errors import ArgumentError, TimeLimitError
-from lightning_lipschitz.extraction.structured import StructuredExtractor
+from lightning_lipschitz.extraction.structured import RoutedExtractor, StructuredExtractor
 from lightning_lipschitz.structured import Convolution
 from tests.helpers import NETWORKS, chain
 from tests.models import make, randomized_norm
@@ -281,3 +283,70 @@ def test_the_solver_is_told_when_to_end(name, monkeypatch):
 def test_all_pairs_together_end_in_minutes(monkeypatch):
     limits = told(lambda: ll.pairwise_bounds(chain((6, 9, 9, 10))), monkeypatch)
     assert sum(limits) <= 5 * search.SEARCH_SECONDS
+
+
+# Lower bounds of networks from images to images, whole and in part
+
+
+class Conditioned(nn.Module):
+    """An image and a second one that says where; the restored image, and what was taken from it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        layers = (nn.Conv2d(2, 4, 3, padding=1), randomized_norm(nn.BatchNorm2d, 4), nn.ReLU())
+        self.net = nn.Sequential(*layers, nn.Conv2d(4, 1, 3, padding=1))
+
+    def forward(self, image, mask):
+        taken = self.net(torch.cat([image, mask], 1))
+        return {"restored": image - taken, "taken": taken}
+
+
+IMAGES = torch.rand(2, 3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+LOOKED_AT = {
+    "a submodule": (IMAGES.mean(0).repeat(1, 2, 1, 1), {"module": "net"}),
+    "its first layer": (IMAGES.mean(0).repeat(1, 2, 1, 1), {"module": "net.0"}),
+    "the first input": (tuple(IMAGES), {"input": 0, "output": "restored"}),
+    "the second input": (tuple(IMAGES), {"input": 1, "output": "taken"}),
+    "an input by name": (dict(zip(("image", "mask"), IMAGES, strict=True)), {"input": "image", "output": "taken"}),
+    "both outputs": (dict(zip(("image", "mask"), IMAGES, strict=True)), {"input": "mask", "output": "all"}),
+}
+
+
+@pytest.mark.parametrize("name", LOOKED_AT)
+def test_the_lower_bound_of_a_part_of_an_image_network_in_time(name, monkeypatch):
+    """Every evaluation of a pair takes a second. A limit that is over at once still gives a slope."""
+    now, whole = Stopped(), RoutedExtractor.function
+    inputs, chosen = LOOKED_AT[name]
+    model = Conditioned().eval()
+
+    def slow(self, device="cpu"):
+        function = whole(self, device)
+
+        def evaluate(x):
+            now.time += len(x) / 2
+            return function(x)
+
+        return evaluate
+
+    above = ll.certify(model, inputs, method="composed", **chosen).upper_bound
+    monkeypatch.setattr(api, "Clock", functools.partial(Clock, now=now))
+    monkeypatch.setattr(RoutedExtractor, "function", slow)
+    values = []
+    for limit in (1e-9, 30.0, 300.0):
+        now.time = 0.0
+        found = ll.lower_bound(model, inputs, time_limit=limit, **chosen)
+        assert now.time <= limit * 1.2 + 3
+        assert found.u.shape == found.v.shape == (inputs.numel() // 3 if "module" in chosen else 256,)
+        values.append(found.value)
+    assert 0 < values[0] < values[2]
+    assert max(values) <= above
+
+
+def test_the_lower_bound_is_the_slope_of_the_pair_with_the_other_input_fixed():
+    model = Conditioned().eval().double().requires_grad_(False)
+    for limit in (1e-9, 0.05):
+        found = ll.lower_bound(model, tuple(IMAGES.double()), input=0, output="taken", time_limit=limit)
+        ends = [model(end.view(1, 1, 16, 16), IMAGES[1, :1].double())["taken"] for end in (found.u, found.v)]
+        slope = torch.linalg.vector_norm(ends[0] - ends[1]) / torch.linalg.vector_norm(found.u - found.v)
+        assert found.value == pytest.approx(float(slope), rel=1e-9)
