@@ -12,7 +12,7 @@ from torch import nn
 
 import lightning_lipschitz as ll
 from lightning_lipschitz import api
-from lightning_lipschitz.bounds import closed_form, cost, interior_point, search
+from lightning_lipschitz.bounds import channels, closed_form, composed, cost, interior_point, parts, search
 from lightning_lipschitz.bounds.clock import GRACE, Clock
 from lightning_lipschitz.bounds.composed import certify_graph
 from lightning_lipschitz.bounds.lower import steepest_pair
@@ -133,6 +133,94 @@ def test_composed_with_nothing_left():
     assert not found.proof.blocks
     assert found.upper_bound == prove_composition(graph, found.proof)
     assert found.upper_bound >= certify_graph(graph, Settings(method="norm-product")).upper_bound
+
+
+# Parts of a composition: written out, and convolutional. The node before each is one that no part goes past.
+
+
+def convolutions(columns: int, rows: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(columns, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, rows, 3, padding=1)
+
+
+def layers(columns: int, rows: int) -> tuple[nn.Module, ...]:
+    return nn.Linear(columns, 6), nn.Tanh(), nn.Linear(6, rows)
+
+
+PARTS = {
+    "one of each": lambda: (*convolutions(1, 2), nn.MaxPool2d(2), nn.Flatten(), *layers(32, 3)),
+    "written": lambda: (nn.Flatten(), *layers(64, 5), nn.Softmax(1), *layers(5, 3)),
+    "convolutional": lambda: (*convolutions(1, 2), nn.MaxPool2d(2), *convolutions(2, 2)),
+    "two of each": lambda: (
+        *(*convolutions(1, 2), nn.MaxPool2d(2), *convolutions(2, 1), nn.MaxPool2d(2), nn.Flatten()),
+        *(*layers(4, 5), nn.Softmax(1), *layers(5, 3)),
+    ),
+}
+# model -> seconds left after the norms, seconds that a part takes when it is begun -> the parts that are begun
+BEGUN = [
+    ("one of each", 0.0, 0.0, []),
+    ("one of each", 0.0009, 0.0, []),  # the written part needs 0.00105 s on a machine of 10^9 operations a second,
+    ("one of each", 0.5, 0.0, [(4, 7)]),
+    ("one of each", 3.9, 0.0, [(4, 7)]),  # the convolutional one 4.05
+    ("one of each", 5.0, 0.0, [(4, 7), (0, 3)]),
+    ("one of each", 5.0, 1.5, [(4, 7)]),
+    ("written", 0.0, 0.0, []),
+    ("written", 0.001, 0.0, [(4, 7)]),  # the first one needs 0.00207
+    ("written", 1.0, 0.0, [(0, 3), (4, 7)]),
+    ("written", 1.0, 1.2, [(0, 3)]),
+    ("convolutional", 1.0, 0.0, []),
+    ("convolutional", 2.0, 0.0, [(4, 7)]),  # which needs 1.25
+    ("convolutional", 6.0, 0.0, [(0, 3), (4, 7)]),
+    ("convolutional", 5.0, 4.5, [(0, 3)]),
+    ("two of each", 0.0002, 0.0, []),
+    ("two of each", 0.1, 0.0, [(8, 11), (12, 15)]),
+    ("two of each", 2.0, 0.0, [(8, 11), (12, 15), (4, 7)]),
+    ("two of each", 2.0, 0.6, [(8, 11), (12, 15)]),
+    ("two of each", 8.0, 0.0, [(8, 11), (12, 15), (0, 3), (4, 7)]),
+    ("two of each", 8.0, 5.0, [(8, 11), (12, 15)]),
+]
+
+
+@pytest.mark.parametrize(("name", "left", "each", "begun"), BEGUN)
+def test_parts_that_do_not_fit_are_not_begun(name, left, each, begun, monkeypatch):
+    """What is left out is said, and what is there is a proof."""
+    monkeypatch.setattr(cost, "rates", lambda: cost.Rates(1e9, 1e9, 1e9))
+    monkeypatch.setattr(parts, "LARGEST_ROWS", 40)  # small images are convolutional, and not written out
+    torch.manual_seed(0)
+    graph = StructuredExtractor(nn.Sequential(*PARTS[name]()).eval(), torch.zeros(2, 1, 8, 8)).network()
+    every = [(part.start, part.end) for part in parts.cut(graph)]
+    every += [(part.start, part.end) for part in channels.cut(graph, parts.cut(graph))]
+    now, found, norms = Stopped(), [], composed._norms
+
+    def then(graph, clock):
+        result = norms(graph, clock)
+        now.time = clock.limit + GRACE - left
+        return result
+
+    def taking_time(work):
+        def worked(graph, start, end):
+            found.append((start, end))
+            now.time += each
+            return work(graph, start, end)
+
+        return worked
+
+    monkeypatch.setattr(composed, "_norms", then)
+    monkeypatch.setattr(composed, "explicit", taking_time(composed.explicit))
+    monkeypatch.setattr(channels, "propose", taking_time(channels.propose))
+    certificate = certify_graph(graph, Settings(method="composed"), Clock(1000.0, now))
+    assert found == begun
+    assert set(begun) <= set(every)
+    assert certificate.certified
+    if set(begun) != set(every) or each:
+        assert certificate.status is Status.TIME_LIMIT
+    else:
+        assert certificate.status is Status.SOLVED
+    assert {block[:2] for block in certificate.proof.blocks} <= set(begun)
+    assert certificate.upper_bound == prove_composition(graph, certificate.proof)
+    monkeypatch.undo()
+    simple = certify_graph(graph, Settings(method="norm-product")).upper_bound
+    assert certificate.upper_bound <= simple * (1 + 1e-9)
+    assert certificate.proof.blocks or certificate.upper_bound >= simple * (1 - 1e-9)
 
 
 def perceptron(*sizes: int) -> nn.Module:
