@@ -165,8 +165,8 @@ BEGUN = [
     ("one of each", 5.0, 1.5, [(4, 7)]),
     ("written", 0.0, 0.0, []),
     ("written", 0.001, 0.0, [(4, 7)]),  # the first one needs 0.00207
-    ("written", 1.0, 0.0, [(0, 3), (4, 7)]),
-    ("written", 1.0, 1.2, [(0, 3)]),
+    ("written", 5.0, 0.0, [(0, 3), (4, 7)]),
+    ("written", 5.0, 5.5, [(0, 3)]),
     ("convolutional", 1.0, 0.0, []),
     ("convolutional", 2.0, 0.0, [(4, 7)]),  # which needs 1.25
     ("convolutional", 6.0, 0.0, [(0, 3), (4, 7)]),
