@@ -15,7 +15,7 @@ from lightning_lipschitz.bounds import cost
 from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.pairwise import Pair, difference, pairs, shared_proposals, shared_work
 from lightning_lipschitz.bounds.search import certify_network
-from lightning_lipschitz.bounds.settings import Method, Settings, Solver, require_solver
+from lightning_lipschitz.bounds.settings import MatrixMethod, Method, Settings, Solver, require_solver
 from lightning_lipschitz.bounds.signing import sign
 from lightning_lipschitz.certificate import AnyProof, Certificate, Composition, Multipliers, Proof, mark_proved, prove
 from lightning_lipschitz.certificate.floating_point import round_up, sqrt_up
@@ -24,7 +24,7 @@ from lightning_lipschitz.network import Array, Network
 
 Proved: TypeAlias = tuple[float, Proof | None]
 
-_METHODS = tuple(method for method in get_args(Method) if method not in ("composed", "lipsdp-network"))
+_METHODS = get_args(MatrixMethod)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ def pairwise_bounds(
     model: Model,
     example_input: Any = None,
     *,
-    method: Method = "auto",
+    method: MatrixMethod = "auto",
     solver: Solver = "auto",
     rtol: float = 1e-3,
     time_limit: float | None = None,

@@ -1,5 +1,7 @@
 """The site builds without a warning, its code runs, and a certificate is checked by the program that stands on it."""
 
+import importlib.util
+import inspect
 import os
 import re
 import subprocess
@@ -45,19 +47,109 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert all(f"lightning_lipschitz.{name}" in reference for name in ("certify", "verify", "Certificate.save"))
     for page in (tmp_path / "site").rglob("*.html"):
         assert not raw_markup(page.read_text()), page
+        assert "doc-module-name" not in page.read_text(), f"{page}: a module in the place of a function of its name"
 
 
 def raw_markup(page):
-    """Roles, TeX and prompts of docstrings that a reader of a page would see as they were typed."""
-    seen = re.sub(r"<(pre|annotation)\b.*?</\1>", "", page, flags=re.DOTALL)
-    return re.findall(
-        r":(?:math|class|func|mod|meth|attr|exc|data):|\.\. math|&gt;&gt;&gt;|\\(?:lambda|rho|le|bar)\b", seen
+    """Roles, directives, TeX and prompts of docstrings that a reader of a page would see as they were typed."""
+    seen = re.sub(r"<(pre|annotation|script|style)\b.*?</\1>", "", page, flags=re.DOTALL)
+    markers = (
+        r":[a-z]+:(?=`|<code)",
+        r"\.\. [a-z]+::",
+        r"&gt;&gt;&gt;",
+        r"<blockquote>\s*<blockquote>",  # what Markdown makes of a prompt
+        r"\\[A-Za-z]{2,}",
+        r"<p>(?:Examples?|Args|Returns|Raises|Attributes):(?=\s*(?:<|&gt;))",
     )
+    return re.findall("|".join(markers), seen)
 
 
-def test_raw_markup_is_found():
-    assert raw_markup("<p>see :class:`x`</p><pre>&gt;&gt;&gt; 1</pre>") == [":class:"]
-    assert raw_markup("<p>Example: &gt;&gt;&gt; 1, with \\lambda</p>") == ["&gt;&gt;&gt;", "\\lambda"]
+RAW = {
+    "class": ("see :class:`Certificate`", [":class:"]),
+    "class, rendered": ("<p>see :class:<code>~lightning_lipschitz.Certificate</code></p>", [":class:"]),
+    "function": ("of :func:`certify`, and :func:`verify`", [":func:", ":func:"]),
+    "method": ("by :meth:`Certificate.load`", [":meth:"]),
+    "module": ("see :mod:`lightning_lipschitz.certificate.lmi`", [":mod:"]),
+    "role of Sphinx": ("see :ref:`theorem` and :pep:`8`", [":ref:", ":pep:"]),
+    "formula": (r"<p>:math:<code>|f(x)|_2 \le L</code></p>", [":math:", r"\le"]),
+    "displayed formula": (r"<p>.. math:: M(\rho) \succeq 0</p>", [".. math::", r"\rho", r"\succeq"]),
+    "directive": ("<p>.. note:: not a bound</p>", [".. note::"]),
+    "TeX": (r"with \lambda, \beta, \mathrm{loss}", [r"\lambda", r"\beta", r"\mathrm"]),
+    "TeX in dollars": (r"<p>$\bar W$ and $\frac{1}{2}$</p>", [r"\bar", r"\frac"]),
+    "prompt": ("<p>then &gt;&gt;&gt; certify(model)</p>", ["&gt;&gt;&gt;"]),
+    "prompt as a quotation": (
+        "<blockquote>\n<blockquote>\n<blockquote>\n<p>x</p>",
+        ["<blockquote>\n<blockquote>"],
+    ),
+    "section": ("<p>Example:\n&gt;&gt;&gt; x</p>", ["<p>Example:", "&gt;&gt;&gt;"]),
+    "section of arguments": ("<p>Args:</p><p>model: one</p>", ["<p>Args:"]),
+    "beside code": ("<pre>&gt;&gt;&gt; 1</pre><p>:class:`x`</p><pre>\\rho</pre>", [":class:"]),
+}
+PLAIN = (
+    "<pre>&gt;&gt;&gt; 1\n.. math::</pre>",
+    '<pre class="a"><code>:class:`x` \\rho</code></pre>',
+    r'<math><mi>λ</mi><annotation encoding="TeX">\lambda \le 1</annotation></math>',
+    "<script>s = ':class:`x`'</script>",
+    "<p>For example: a ratio of 3:4:5, at 10:30:</p>",
+    "<p>Example: two layers.</p>",
+    "<p>Examples of arguments: Args</p>",
+    "<p>a bound: <code>upper_bound</code>, a key: <code>a::b</code></p>",
+    "<p>and so on ... math: x &gt;= 3 &gt;&gt; 1</p>",
+    "<p>a new line, <code>\\n</code>, and digits, <code>\\d</code></p>",
+    "<blockquote><p>a sentence of a paper</p></blockquote><blockquote><p>another</p></blockquote>",
+    '<span class="doc-section-title">Examples:</span>',
+)
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_raw_markup_is_found(name):
+    page, found = RAW[name]
+    assert raw_markup(page) == found
+    assert raw_markup(f"<p>before</p><pre>code</pre>{page}<pre>code</pre>") == found
+
+
+@pytest.mark.parametrize("page", PLAIN)
+def test_plain_text_is_no_markup(page):
+    assert raw_markup(page) == []
+    assert raw_markup(page + page) == []
+
+
+TYPED = (
+    "See :class:`~lightning_lipschitz.Certificate`.",
+    ":func:`certify` and :meth:`Certificate.save`",
+    r"Bounds :math:`|f(x)|_2 \\le L`.",
+    ".. math::\n\n    x \\le y\n",
+    "Text.\n\nExample:\n\n>>> 1 + 1\n2",
+    "Example:\n>>> 1 + 1\n2",
+)
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_docstrings_as_they_are_typed_would_be_found(text):
+    markdown = pytest.importorskip("markdown")
+    assert raw_markup(markdown.markdown(text))
+    assert not raw_markup(markdown.markdown("A sentence, `code` and\n\n    >>> 1 + 1\n"))
+
+
+def site_markup():
+    for name in ("griffe", "latex2mathml"):
+        pytest.importorskip(name)
+    spec = importlib.util.spec_from_file_location("site_markup", ROOT / "docs" / "_markup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.markdown
+
+
+def test_what_the_site_makes_of_public_docstrings_has_no_raw_markup():
+    """But for the examples, which another program sets."""
+    rewrite, typed = site_markup(), 0
+    for text in (inspect.getdoc(getattr(ll, name)) for name in ll.__all__):
+        typed += len(re.findall(r":[a-z]+:`|\.\. math::", text))
+        rewritten = rewrite(text)
+        assert not re.search(r"^ *Example:$", rewritten, flags=re.MULTILINE)
+        shown = re.sub(r"^ *(>>>|\.\.\.) .*$", "", rewritten, flags=re.MULTILINE)
+        assert not raw_markup(shown), shown
+    assert typed > 20
 
 
 def test_every_page_is_in_the_navigation():

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from lightning_lipschitz.errors import MissingExtraError
 
-ProvedMethod = Literal["auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", "composed"]
+MatrixMethod = Literal["auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron"]
+ProvedMethod = Literal[MatrixMethod, "composed"]
 Method = Literal[ProvedMethod, "lipsdp-network"]
 Solver = Literal["auto", "native", "clarabel", "scs"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from lightning_lipschitz._lightning import MisconfigurationException
 from lightning_lipschitz.callbacks._arguments import (
@@ -64,7 +64,7 @@ class ClipConfig:
     module: str = ""
     metric: str | None = None
     target: float | None = None
-    mode: str = "max"
+    mode: Literal["max", "min"] = "max"
     factor: float = 1.1
     warmup_epochs: int = 1
     cooldown_epochs: int = 0

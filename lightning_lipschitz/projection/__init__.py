@@ -3,9 +3,9 @@
 from lightning_lipschitz.projection.certified_set import CertifiedSet, Projected, State
 from lightning_lipschitz.projection.family import stored_weights
 from lightning_lipschitz.projection.graph_weights import GraphWeights
+from lightning_lipschitz.projection.model import project
 from lightning_lipschitz.projection.multipliers import Solved, solve_multipliers
 from lightning_lipschitz.projection.nearest import Nearest, nearest, scaled
-from lightning_lipschitz.projection.project import project
 from lightning_lipschitz.projection.regularized import Regularized, regularized
 from lightning_lipschitz.projection.rounding import Rounded, round_and_sign
 from lightning_lipschitz.projection.weights import LinearWeights

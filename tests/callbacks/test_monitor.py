@@ -1,6 +1,7 @@
 """What is measured, when, and what becomes of it."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -9,8 +10,13 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
-from lightning_lipschitz import api
-from lightning_lipschitz.callbacks import LipschitzCallback
+from lightning_lipschitz import Status, api
+from lightning_lipschitz.bounds import search
+from lightning_lipschitz.bounds.clock import Clock
+from lightning_lipschitz.callbacks import LipschitzCallback, _measure
+from lightning_lipschitz.callbacks._watch import Watched
+from tests.helpers import chain
+from tests.models import Lambda
 from tests.modules import INPUTS, Bypassed, Classifier, Diverging, NoForward, Noisy, Pair, WithExample, loader
 
 KEYS = ("upper_bound", "lower_bound", "relative_gap", "seconds", "solver_ok")
@@ -187,6 +193,124 @@ def test_time_limit_gives_a_verified_bound(fit):
         fit(module, callback, max_epochs=1)
     assert callback.history[-1]["solver_ok"] is False
     assert api.verify(callback.certificate, module, EXAMPLE) == callback.history[-1]["upper_bound"] < math.inf
+
+
+def spread(*layers):
+    """Layers for images of 8 x 8 pixels, after one that makes such an image of the inputs."""
+    return nn.Sequential(nn.Linear(INPUTS, 64), nn.Unflatten(1, (1, 8, 8)), *layers, nn.Flatten(), nn.Linear(16, 3))
+
+
+def convolution(columns, rows, kind=nn.Conv2d, norm=nn.BatchNorm2d, **options):
+    return kind(columns, rows, 3, padding=1, **options), norm(rows), nn.ReLU()
+
+
+SLOW = {
+    "CNN with batch norm and max pooling": lambda: spread(*convolution(1, 4, stride=2), nn.MaxPool2d(2)),
+    "two blocks and an overlapping pool": lambda: spread(
+        *convolution(1, 3, stride=2), *convolution(3, 4), nn.MaxPool2d(3, 2, 1)
+    ),
+    "residual MLP": lambda: Lambda(
+        lambda m, x: m.c(m.a(x) + m.b(m.a(x).relu()).relu()),
+        a=nn.Linear(INPUTS, 12),
+        b=nn.Linear(12, 12),
+        c=nn.Linear(12, 3),
+    ),
+    "signal CNN": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, INPUTS)), *convolution(1, 4, nn.Conv1d, nn.BatchNorm1d), nn.Flatten(), nn.Linear(16, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_without_a_limit_a_fit_does_not_wait_for_the_search(name, fit, monkeypatch):
+    """Here the minute that "auto" optimises for is over at once."""
+    monkeypatch.setattr(search, "SEARCH_SECONDS", 0.0)
+    monkeypatch.setattr(_measure, "_LEAST_SAMPLING", 0.05)
+    callback, module = LipschitzCallback(), Classifier(lr=0.05)
+    module.net = SLOW[name]()
+    with pytest.warns(UserWarning, match=r"The time limit was reached.*The upper bound logged is"):
+        trainer = fit(module, callback)
+    assert [record["solver_ok"] for record in callback.history] == [False, False]
+    assert callback.certificate.status is Status.TIME_LIMIT
+    bound = callback.history[-1]["upper_bound"]
+    assert (
+        bound == trainer.callback_metrics["lipschitz/upper_bound"] == api.verify(callback.certificate, module, EXAMPLE)
+    )
+    assert 0 < callback.history[-1]["lower_bound"] <= bound
+    simple = [api.certify(module, EXAMPLE, method=method).upper_bound for method in ("norm-product", "closed-form")]
+    assert bound <= min(simple) * (1 + 1e-9)
+
+
+# limit, seconds that the certificate took -> seconds for the lower bound
+SAMPLING = {
+    "no limit, quick": ((None, 0.2), 1.0),
+    "no limit, slow": ((None, 7.0), 7.0),
+    "what is left": ((10.0, 3.0), 7.0),
+    "nothing left": ((10.0, 12.0), 0.0),
+    "less than a second": ((0.5, 0.2), 0.3),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_how_long_the_lower_bound_is_sampled(name, wanted, monkeypatch):
+    (limit, took), expected = SAMPLING[name]
+    now, given = [0.0], []
+    monkeypatch.setattr(_measure, "Clock", lambda limit: Clock(limit, lambda: now[0]))
+
+    def read():
+        now[0] += took
+        return chain((4, 5, 3))
+
+    def sample(seconds):
+        given.append(seconds)
+        now[0] += seconds
+        return 0.1
+
+    settings = _measure.Settings("closed-form", "auto", 1e-4, limit, wanted)
+    record = _measure.measure(read, sample, settings, None, (0, 0)).record
+    assert given == pytest.approx([expected] if wanted else [])
+    assert record.lower_bound == (0.1 if wanted else None)
+    assert record.seconds == pytest.approx(took + sum(given))
+
+
+class Restoring(Classifier):
+    """An image network: from two images of one pixel row to one, and a classifier of what it makes."""
+
+    def __init__(self):
+        super().__init__(lr=0.05)
+        kinds = {"kind": nn.Conv1d, "norm": nn.BatchNorm1d}
+        self.encoder = nn.Sequential(*convolution(1, 3, **kinds), nn.Conv1d(3, 1, 3, padding=1))
+        self.example_input_array = (torch.zeros(2, 1, INPUTS), torch.ones(2, 1, INPUTS))
+
+    def forward(self, image, mask):
+        return image - self.encoder(image) * 0.5 + self.encoder(mask)
+
+    def _loss(self, batch):
+        x, y = batch
+        image = self(x[:, None], torch.ones_like(x[:, None]))
+        return nn.functional.cross_entropy(self.net(image.flatten(1)), y)
+
+
+@pytest.mark.parametrize("chosen", [{"input": 0}, {"input": "mask"}, {"module": "encoder"}], ids=str)
+@pytest.mark.parametrize("limit", [None, 1e-3])
+def test_the_lower_bound_of_an_image_network_takes_as_long_as_it_may(chosen, limit, fit, monkeypatch):
+    given, real = [], Watched.lower_bound
+
+    def sampled(self, root, seconds):
+        given.append(seconds)
+        return real(self, root, seconds)
+
+    monkeypatch.setattr(Watched, "lower_bound", sampled)
+    monkeypatch.setattr(_measure, "_LEAST_SAMPLING", 0.02)
+    callback = LipschitzCallback(method="closed-form", time_limit=limit, **chosen)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*The upper bound logged is")  # where the limit is over at once
+        fit(Restoring(), callback, max_epochs=2)
+    assert len(given) == len(callback.history) == 2
+    for seconds, record in zip(given, callback.history, strict=True):
+        assert 0 < record["lower_bound"] <= record["upper_bound"] < math.inf
+        assert (0.02 <= seconds <= max(0.02, record["seconds"])) if limit is None else (0 <= seconds < limit)
 
 
 def test_weights_that_are_not_finite_have_no_finite_bound(fit):

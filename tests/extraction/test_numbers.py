@@ -176,6 +176,39 @@ def test_positions_are_no_numbers(name, route):
         ll.certify(model(lambda m, x: POSITIONS[name](x)), torch.zeros(2, 3), method=route)
 
 
+def columns(x):
+    """(batch, 3, 2): each entry beside its negative."""
+    return torch.stack([x, -x], 2)
+
+
+# Largest or smallest entries, with `ordered` or not, and the constant of it where they are in order.
+LARGEST = {
+    "two": (lambda x, ordered: x.topk(2, 1, sorted=ordered).values, 1.0),
+    "the smallest": (lambda x, ordered: x.topk(2, 1, largest=False, sorted=ordered).values, 1.0),
+    "all of them": (lambda x, ordered: x.topk(3, 1, sorted=ordered).values, 1.0),
+    "all of the smallest": (lambda x, ordered: x.topk(3, 1, False, ordered).values, 1.0),
+    "of another dimension": (lambda x, ordered: columns(x).topk(2, 1, sorted=ordered).values.flatten(1), 2**0.5),
+    "counted from the end": (lambda x, ordered: columns(x).topk(2, -2, sorted=ordered).values.flatten(1), 2**0.5),
+    "by the function": (lambda x, ordered: torch.topk(x, 2, 1, sorted=ordered)[0], 1.0),
+    "unpacked": (lambda x, ordered: (lambda values, indices: values)(*torch.topk(x, 2, -1, True, ordered)), 1.0),
+    "summed": (lambda x, ordered: x.topk(2, 1, sorted=ordered).values.sum(1, keepdim=True), 2**0.5),
+    "averaged": (lambda x, ordered: torch.topk(x, 3, sorted=ordered).values.mean(1, keepdim=True), 3**-0.5),
+    "after a layer": (lambda x, ordered: F.relu(x).topk(2, 1, sorted=ordered).values, 1.0),
+    "in a sum": (lambda x, ordered: x[:, :2] * 0.0 + x.topk(2, 1, sorted=ordered).values, 1.0),
+}
+
+
+@pytest.mark.parametrize("route", [*ROUTES, "auto"])
+@pytest.mark.parametrize("name", LARGEST)
+def test_largest_entries_are_read_in_order_only(name, route):
+    function, constant = LARGEST[name]
+    read = ll.certify(model(lambda m, x: function(x, True)), torch.zeros(2, 3), method=route)
+    assert constant * (1 - 1e-12) <= read.upper_bound <= 2**0.5 * constant * (1 + 1e-9)
+    with pytest.raises(UnsupportedModuleError, match=r"`topk` .*use sorted=True") as caught:
+        ll.certify(model(lambda m, x: function(x, False)), torch.zeros(2, 3), method=route)
+    assert (caught.value.operator, caught.value.verdict) == ("topk", "replace")
+
+
 MOVES = {
     "channel shuffle": lambda x: x.view(-1, 2, 2, 4, 4).transpose(1, 2).contiguous().view(-1, 4, 4, 4),
     "flattened": lambda x: x.permute(0, 2, 3, 1).flatten(1),

@@ -4,8 +4,10 @@ import collections
 import contextlib
 import copy
 import io
+import logging
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 import lightning_lipschitz as ll
-from lightning_lipschitz.errors import ExtractionError, LipschitzError
+from lightning_lipschitz.errors import ExtractionError, LipschitzError, UnsupportedModuleError
 from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.extraction.state import State
 from tests.models import Lambda
@@ -487,3 +489,114 @@ def test_another_thread_may_print_while_a_model_is_traced():
         ll.certify(Lambda(forward), X)
         other.join()
     assert "of another thread" in heard.getvalue()
+
+
+def plain():
+    return nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2))
+
+
+def unreadable():
+    return nn.Sequential(nn.Linear(3, 3), Lambda(lambda m, x: x * x))
+
+
+def partly_frozen():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(), nn.Linear(4, 2))
+    model[1].eval()
+    return model
+
+
+def convolutional():
+    return nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten())
+
+
+def proved(model):
+    return ll.verify(ll.certify(model, X, method="norm-product"), model, X)
+
+
+def composed(model):
+    return ll.certify(model, X, method="composed").upper_bound
+
+
+def sampled(model):
+    inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    return ll.lower_bound(model, inputs, pairs=4, steps=3).value
+
+
+def refused(model):
+    with pytest.raises(UnsupportedModuleError) as caught:
+        bound(model)
+    return str(caught.value)
+
+
+def misread(model):
+    """An example that the model does not take."""
+    with pytest.raises(LipschitzError) as caught:
+        ll.certify(model, torch.zeros(2, 5))
+    return type(caught.value)
+
+
+# What is done at once, each thread with a model of its own
+AT_ONCE = {
+    "two models": ((plain, bound), (convolutional, bound)),
+    "two routes": ((partly_frozen, composed), (plain, bound)),
+    "composed": ((convolutional, composed), (partly_frozen, composed)),
+    "lower bounds": ((plain, sampled), (partly_frozen, sampled)),
+    "proofs": ((plain, proved), (partly_frozen, proved)),
+    "one is refused": ((unreadable, refused), (plain, bound)),
+    "one is refused, one searched": ((unreadable, refused), (partly_frozen, sampled), (convolutional, composed)),
+    "one gets what it does not take": ((plain, misread), (partly_frozen, composed), (plain, bound)),
+}
+
+
+def surroundings(models):
+    """What a reading puts away for its time."""
+    return (
+        [[module.training for module in model.modules()] for model in models],
+        [{name: tensor.tolist() for name, tensor in model.state_dict().items()} for model in models],
+        sys.stdout,
+        sys.stderr,
+        list(warnings.filters),
+        warnings.showwarning,
+        torch.is_grad_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        [logging.getLogger(name).level for name in ("torch.export", "torch.fx.experimental.symbolic_shapes")],
+    )
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["of its own", "of all"])
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_threads_read_at_once(name, shared):
+    """Each finds what it finds alone, and leaves everything as it was; also where the model is one for all of them."""
+    torch.manual_seed(0)
+    work = [(make(), do) for make, do in AT_ONCE[name]]
+    if shared:
+        work = [(model, do) for model, do in work for _ in range(2)]
+    alone = [do(copy.deepcopy(model)) for model, do in work]
+    before, found, barrier = surroundings([m for m, _ in work]), {}, threading.Barrier(len(work))
+
+    def run(k, model, do):
+        barrier.wait(10)
+        try:
+            found[k] = [do(model) for _ in range(2)]
+        except BaseException as error:
+            found[k] = error
+
+    threads = [threading.Thread(target=run, args=(k, *each)) for k, each in enumerate(work)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {k: [expected] * 2 for k, expected in enumerate(alone)}
+    assert surroundings([m for m, _ in work]) == before
+
+
+def test_a_thread_that_is_refused_leaves_nothing_behind_for_the_next():
+    model, other = unreadable(), partly_frozen()
+    for _ in range(2):
+        thread = threading.Thread(target=refused, args=(model,))
+        before = surroundings([model, other])
+        thread.start()
+        first = bound(other)
+        thread.join()
+        assert bound(other) == first
+        assert surroundings([model, other]) == before

@@ -189,7 +189,54 @@ def pruned() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("make", [partly_frozen, partly_frozen_convolution, pruned])
+def pruned_convolution() -> nn.Module:
+    model = convolution()
+    prune.l1_unstructured(model[1], "weight", 0.5)
+    return model
+
+
+def pruned_channels() -> nn.Module:
+    """A channel of a convolution, and all that reads an input channel of the next."""
+    layers = (nn.Conv1d(2, 4, 2), nn.Tanh(), nn.Conv1d(4, 2, 1))
+    model = nn.Sequential(nn.Unflatten(1, (2, 3)), *layers, nn.Flatten(), nn.Linear(4, 2))
+    prune.ln_structured(model[1], "weight", amount=1, n=2, dim=0)
+    prune.ln_structured(model[3], "weight", amount=0.25, n=1, dim=1)
+    return model
+
+
+def pruned_over_all_layers() -> nn.Module:
+    model = convolution()
+    pairs = [(model[1], "weight"), (model[4], "weight"), (model[4], "bias")]
+    prune.global_unstructured(pairs, pruning_method=prune.L1Unstructured, amount=0.4)
+    return model
+
+
+def pruned_transposed() -> nn.Module:
+    layers = (nn.ConvTranspose1d(2, 3, 2), nn.ReLU(), nn.Conv1d(3, 1, 2, groups=1))
+    model = nn.Sequential(nn.Unflatten(1, (2, 3)), *layers, nn.Flatten())
+    for layer in (model[1], model[3]):
+        prune.random_unstructured(layer, "weight", 3)
+    return model
+
+
+def pruned_and_frozen_convolution() -> nn.Module:
+    """The mask is of one layer, the frozen weights are another's."""
+    model = pruned_convolution()
+    model[4].weight.requires_grad_(False)
+    return model
+
+
+PRUNED = [
+    pruned,
+    pruned_convolution,
+    pruned_channels,
+    pruned_over_all_layers,
+    pruned_transposed,
+    pruned_and_frozen_convolution,
+]
+
+
+@pytest.mark.parametrize("make", [partly_frozen, partly_frozen_convolution, *PRUNED])
 def test_what_is_frozen_or_masked_stays_and_the_rest_gives_way(make):
     model = make()
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
@@ -199,8 +246,10 @@ def test_what_is_frozen_or_masked_stays_and_the_rest_gives_way(make):
     assert all(torch.equal(model.get_parameter(name), value) for name, value in frozen.items())
     model(X)  # masks are applied in the forward
     for name, mask in masks.items():
-        weight = model.get_submodule(name.partition(".")[0]).weight
-        assert not weight[mask == 0].any()
+        layer, _, which = name.removesuffix("_mask").partition(".")
+        assert (mask == 0).any() or which == "bias"
+        assert torch.equal(model.get_buffer(name), mask)
+        assert not getattr(model.get_submodule(layer), which)[mask == 0].any()
 
 
 def test_a_weight_that_is_frozen_in_part_is_refused():

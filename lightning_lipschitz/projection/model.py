@@ -32,7 +32,9 @@ def project(
     r"""Move a model to the nearest weights found whose certified l2 Lipschitz bound is at most ``max_lipschitz``, in
     place.
 
-    .. math:: \arg\min_{\bar W} \sum_k |\bar W_k - W_k|_F^2 \quad\text{such that some } \lambda \ge 0 \text{ has }
+    .. math::
+
+        \mathrm{arg}\min_{\bar W} \sum_k |\bar W_k - W_k|_F^2 \quad\text{such that some } \lambda \ge 0 \text{ has }
         M(L^2, \lambda; \bar W) \succeq 0,
 
     with M of :mod:`lightning_lipschitz.certificate.lmi`. For fixed lambda it is the convex step of Pauli et al.
