@@ -14,7 +14,7 @@ from lightning_lipschitz.api import Model, read
 from lightning_lipschitz.bounds import cost
 from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.pairwise import Pair, difference, pairs, shared_proposals, shared_work
-from lightning_lipschitz.bounds.search import certify_network
+from lightning_lipschitz.bounds.search import certify_network, searching
 from lightning_lipschitz.bounds.settings import MatrixMethod, Method, Settings, Solver, require_solver
 from lightning_lipschitz.bounds.signing import sign
 from lightning_lipschitz.certificate import AnyProof, Certificate, Composition, Multipliers, Proof, mark_proved, prove
@@ -115,7 +115,8 @@ def pairwise_bounds(
         solver: as in :func:`lightning_lipschitz.certify`.
         rtol: relative duality gap at which each search ends.
         time_limit: seconds, reading and proving included; half of them at most go to the search of all outputs. Pairs
-            for which there is no time left have sqrt(2) times the bound of that.
+            for which there is no time left have sqrt(2) times the bound of that. By default none, but "auto" optimises
+            for a minute at most, in all.
         refine: whether every pair has a search of its own, the largest bounds first. Without it, the cost is little
             more than that of :func:`lightning_lipschitz.certify`.
 
@@ -158,7 +159,7 @@ class _Search:
 
     def __init__(self, network: Network, settings: Settings, refine: bool, clock: Clock) -> None:
         self.network, self.settings, self.refine = network, settings, refine
-        self.clock = clock
+        self.clock = searching(settings, clock)
         self.best: dict[Pair, Proved] = {}
         self.refined: set[Pair] = set()
 

@@ -133,10 +133,9 @@ class Watched:
         target = uncompiled(find_target(root, self.name))
         path = next(name for name, module in root.named_modules() if module is target)
         prefix = f"{path}." if path else ""
-        names = target.state_dict(keep_vars=True).keys()
-        if any(prefix + name not in state_dict for name in names):
-            return None
-        return self.reader(root).extract({name: state_dict[prefix + name] for name in names}).network.digest
+        found = {name: _held(state_dict, prefix + name) for name in target.state_dict(keep_vars=True)}
+        held = {name: value for name, value in found.items() if value is not None}
+        return self.reader(root).extract(held).network.digest if len(held) == len(found) else None
 
     def lower_bound(self, root: nn.Module, time_limit: float) -> float:
         """A sampled lower bound, from the last inputs seen; with random numbers of its own. In so many seconds."""
@@ -222,3 +221,11 @@ def _follow(part: nn.Module) -> None:
         return
     for name, value in list(part.named_buffers(recurse=False)):
         setattr(part, name, value.to(like.device, like.dtype) if value.is_floating_point() else value.to(like.device))
+
+
+def _held(state: Mapping[str, Tensor], name: str) -> Tensor | None:
+    """The tensor of a state; those of a pruned weight too where it is there as it is used, as ModelPruning saves it."""
+    if name in state or not name.endswith(("_orig", "_mask")):
+        return state.get(name)
+    weight = state.get(name[:-5])
+    return weight if weight is None or name.endswith("_orig") else torch.ones_like(weight)

@@ -15,7 +15,7 @@ from lightning_lipschitz.errors import ExtractionError
 from lightning_lipschitz.extraction.state import State, kept
 from lightning_lipschitz.extraction.trace import Graph
 from lightning_lipschitz.extraction.undisturbed import computes_in, name_of
-from lightning_lipschitz.extraction.widened import Widened
+from lightning_lipschitz.extraction.widened import Unwritten, Widened
 from lightning_lipschitz.network import Array
 
 _SCALES = (1.0, 0.1, 1.0, 10.0)  # of the random samples of a quick check: the first goes alone, the others together
@@ -156,7 +156,7 @@ def _outputs(model: torch.nn.Module, weights: Weights, x: torch.Tensor, mode: st
             name: tensor.detach().to(x.device, x.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
             for name, tensor in weights.items()
         }
-        with contextlib.nullcontext() if x.dtype == own else Widened(own):
+        with Unwritten(), contextlib.nullcontext() if x.dtype == own else Widened(own):
             y = functional_call(model, cast, (x.clone(),), tie_weights=False)
         return np.asarray(y.detach().to("cpu", torch.float64).reshape(len(x), -1).numpy())
 

@@ -1,4 +1,5 @@
-"""Run a model in float64 although its code names the dtype that it computes in."""
+"""How the check runs a model: in float64 although its code names the dtype that it computes in, and with memory that
+shows whether it was written before it is read."""
 
 from __future__ import annotations
 
@@ -8,9 +9,23 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_lipschitz.extraction.constants import narrower
+from lightning_lipschitz.extraction.constants import UNWRITTEN, narrower
 
+_UNWRITTEN = 12345.0  # in any dtype
 _LIFTS = ("lift_fresh", "lift")  # what ``torch.tensor`` ends with: an alias of nothing that anyone else has
+
+
+class Unwritten(TorchDispatchMode):
+    """Memory that nobody has written yet holds a number, where a reading has zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func._schema.name.partition("::")[2] in UNWRITTEN and result.is_floating_point():
+            result.fill_(_UNWRITTEN)
+        return result
 
 
 class Widened(TorchDispatchMode):

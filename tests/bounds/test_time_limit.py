@@ -367,7 +367,6 @@ def test_the_solver_is_told_when_to_end(name, monkeypatch):
         assert set(told(lambda method=method: SEARCHES[name](method), monkeypatch)) == {None}
 
 
-@pytest.mark.xfail(reason="every pair has a minute of its own: of ten outputs, up to 46 minutes")
 def test_all_pairs_together_end_in_minutes(monkeypatch):
     limits = told(lambda: ll.pairwise_bounds(chain((6, 9, 9, 10))), monkeypatch)
     assert sum(limits) <= 5 * search.SEARCH_SECONDS

@@ -454,7 +454,6 @@ def test_watched_while_it_is_pruned(name, first, fit, tmp_path):
     assert stamps["after"][1]
 
 
-@pytest.mark.xfail(reason="the weights in a file of ModelPruning have other names than in the module: no stamp")
 def test_a_file_of_pruned_weights_has_their_certificate(fit, tmp_path):
     """Pruned in the second epoch of three, so that the third entry is of what the third file holds."""
     monitor = LipschitzCallback(method="closed-form", lower_bound=False)

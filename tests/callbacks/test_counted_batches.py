@@ -165,7 +165,6 @@ def empty_of_a_shape(m, x):
     return m.wide(out)
 
 
-@pytest.mark.xfail(reason="what is in memory before it is written is taken for a constant of the model")
 @pytest.mark.parametrize("method", ["norm-product", "composed"])
 @pytest.mark.parametrize("count", [empty, empty_of_a_shape])
 def test_memory_that_is_written_before_it_is_read(count, method, known_to_be_unwritten):

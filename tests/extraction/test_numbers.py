@@ -304,3 +304,42 @@ def test_an_activation_of_nothing(route):
 def test_a_model_that_fails_on_one_sample_is_refused(route):
     with pytest.raises(ll.errors.ExtractionError, match="fails on a batch of 1"):
         ll.certify(model(lambda m, x: F.group_norm(x @ m.w, 3, eps=0.1)), torch.zeros(2, 3), method=route)
+
+
+# Memory that is written before it is read
+
+
+def filled(made, x, *parts):
+    """``made`` with the parts written into its columns."""
+    for place, part in parts:
+        made[:, place] = part
+    return made
+
+
+EVEN, ODD = slice(0, None, 2), slice(1, None, 2)
+WRITTEN_FIRST = {
+    "like": lambda m, x: torch.empty_like(x).copy_(0.7 * x),
+    "interleaved": lambda m, x: filled(torch.empty_like(x), x, (EVEN, 0.7 * x[:, EVEN]), (ODD, 0.7 * x[:, ODD])),
+    "new": lambda m, x: filled(x.new_empty(len(x), 3), x, (EVEN, 0.7 * x[:, EVEN]), (ODD, 0.7 * x[:, ODD])),
+    "of a shape": lambda m, x: filled(torch.empty(len(x), 4, dtype=x.dtype), x, (slice(0, 3), 0.7 * x), (3, 0.3)),
+}
+NEVER_WRITTEN = {
+    "factors": lambda m, x: x * torch.empty(3),
+    "a column": lambda m, x: filled(torch.empty_like(x), x, (EVEN, x[:, EVEN])),
+    "added": lambda m, x: x + x.new_empty(3),
+    "weights": lambda m, x: x @ torch.empty(3, 2),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_FIRST)
+def test_memory_that_is_written_is_read(name):
+    tight, loose = (ll.certify(model(WRITTEN_FIRST[name]), torch.zeros(2, 3), method=route) for route in ROUTES)
+    assert 0.7 <= tight.upper_bound <= 0.7 * (1 + 1e-12)
+    assert 0.7 <= loose.upper_bound <= 1.4
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("name", NEVER_WRITTEN)
+def test_memory_that_is_not_written_is_no_constant(name, route):
+    with pytest.raises(ll.errors.ExtractionError, match="does not reproduce"):
+        ll.certify(model(NEVER_WRITTEN[name]), torch.zeros(2, 3), method=route)

@@ -118,6 +118,7 @@ torch.ones_like(x) - x + torch.zeros_like(x)
 x * x.new_full((), {n}) + x.new_ones(x.shape)
 x + x.new_zeros(x.shape)
 x.clone().fill_({n}) - x
+x.new_empty(x.shape).copy_(x) * {n}
 torch.where({mask}, x, {n})
 torch.where({mask}, {f}, x)
 torch.where({mask}, {n}, {f})

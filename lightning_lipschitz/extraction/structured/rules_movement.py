@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_lipschitz.extraction.constants import known
 from lightning_lipschitz.extraction.samples import SampleMixing, broadcast
 from lightning_lipschitz.extraction.structured.registry import Context, rule
 from lightning_lipschitz.extraction.structured.value import Value
@@ -201,10 +202,21 @@ def _register_filled(operator: str) -> None:
     def filled(context: Context, x: Value, *args: Any, **kwargs: Any) -> Any:
         blank = torch.zeros(x.index.shape, dtype=context.dtype)
         blank = blank.double() if blank.is_floating_point() else blank
-        return getattr(torch.ops.aten, operator)(blank, *args, **kwargs)
+        return known(getattr(torch.ops.aten, operator)(blank, *args, **kwargs), operator)
 
 
-for _operator in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "fill", "zero"):
+for _operator in [
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "fill",
+    "zero",
+]:
     _register_filled(_operator)
 
 
