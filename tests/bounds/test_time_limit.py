@@ -437,3 +437,19 @@ def test_the_lower_bound_is_the_slope_of_the_pair_with_the_other_input_fixed():
         ends = [model(end.view(1, 1, 16, 16), IMAGES[1, :1].double())["taken"] for end in (found.u, found.v)]
         slope = torch.linalg.vector_norm(ends[0] - ends[1]) / torch.linalg.vector_norm(found.u - found.v)
         assert found.value == pytest.approx(float(slope), rel=1e-9)
+
+
+MEMINFO = {
+    "MemTotal:  1000 kB\nMemFree:   10 kB\nMemAvailable:   600 kB\nBuffers: 1 kB\n": 600 * 1024.0,
+    "MemTotal:  1000 kB\nMemFree:   10 kB\n": None,  # an old kernel
+    "MemAvailable: much\n": None,
+    "no such thing": None,
+}
+
+
+@pytest.mark.parametrize("told", MEMINFO)
+def test_memory_that_holds_files_is_available(told, tmp_path, monkeypatch):
+    monkeypatch.setattr(cost.os, "sysconf", lambda name: 7 if name == "SC_PAGE_SIZE" else 3)
+    (file := tmp_path / "meminfo").write_text(told)
+    assert cost.room(str(file)) == (MEMINFO[told] or 21.0)
+    assert cost.room(str(tmp_path / "missing")) == 21.0
