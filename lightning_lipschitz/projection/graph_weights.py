@@ -55,6 +55,8 @@ class GraphWeights(StoredWeights):
         (('0',), [(2, 1, 3)])
     """
 
+    solves = 12.0
+
     def __init__(self, model: nn.Module, example_input: Any = None, *, extractor: Extractor | None = None) -> None:
         self._model = unwrapped(model)
         self.extractor = extractor or Extractor(self._model, example_input)

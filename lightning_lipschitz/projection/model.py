@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.search import Settings, certify_network
-from lightning_lipschitz.certificate import Certificate
+from lightning_lipschitz.certificate import Certificate, Status
 from lightning_lipschitz.errors import ArgumentError, SolverError
 from lightning_lipschitz.projection.family import stored_weights
 from lightning_lipschitz.projection.multipliers import squared
-from lightning_lipschitz.projection.nearest import Nearest
+from lightning_lipschitz.projection.scaled import fits, scaled
 from lightning_lipschitz.projection.stored import Store, StoredWeights
 
 
@@ -52,7 +53,8 @@ def project(
         example_input: one batch of inputs, shape (batch, ...). By default the module's ``example_input_array``.
         rtol: relative decrease of the distance that is worth three more projections.
         max_rounds: at most so many projections.
-        time_limit: seconds after which no new projection begins.
+        time_limit: seconds. Where a projection would not end in time, all weights are scaled alike instead, by as
+            much as the simple methods need to prove the bound, and the certificate's status is TIME_LIMIT.
         device: where LipSDP computes; "auto" takes a GPU where there is one and the problem is large. The projection
             stays where the weights are.
 
@@ -71,15 +73,19 @@ def project(
         >>> project(model, 0.1, torch.zeros(1, 2)).upper_bound <= 0.1
         True
     """
-    start = time.perf_counter()
+    clock = Clock(time_limit)
     _check(max_lipschitz, rtol, max_rounds, time_limit)
     if example_input is None:
         example_input = getattr(model, "example_input_array", None)
     weights = stored_weights(model, example_input)
     network = weights.network()
-    inside = certify_network(network, Settings(device=str(device)))
+    inside = certify_network(network, Settings(device=str(device)), clock.share(3))
     if inside.upper_bound <= max_lipschitz:
         return inside
+    if not fits(weights, network, clock):
+        intended, certificate = scaled(weights, max_lipschitz, clock)
+        _write(weights, intended, certificate)
+        return replace(certificate, status=Status.TIME_LIMIT, seconds=clock.seconds)
     found = weights.nearest(
         weights.read(),
         network,
@@ -87,23 +93,23 @@ def project(
         Store(weights),
         rtol=rtol,
         max_rounds=max_rounds,
-        time_limit=time_limit,
+        time_limit=clock.left,
         device=str(device),
         warm_start=inside.state,
     )
-    _write(weights, found)
-    return replace(found.certificate, seconds=time.perf_counter() - start)
+    _write(weights, found.intended, found.certificate)
+    return replace(found.certificate, seconds=clock.seconds)
 
 
-def _write(weights: StoredWeights, found: Nearest) -> None:
+def _write(weights: StoredWeights, intended: Sequence[Tensor], certificate: Certificate) -> None:
     """Write, and make sure that what is read is what was certified; else put back what was there.
 
     Raises:
         SolverError: it is not.
     """
     before = {name: tensor.detach().clone() for name, tensor in weights.tensors().items()}
-    weights.write(found.intended)
-    if weights.extractor.extract().network.digest == found.certificate.network_digest:
+    weights.write(intended)
+    if weights.extractor.extract().network.digest == certificate.network_digest:
         return
     with torch.no_grad():
         for name, tensor in weights.tensors().items():

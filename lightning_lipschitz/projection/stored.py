@@ -26,8 +26,10 @@ class StoredWeights(ABC):
     Attributes:
         extractor: of the model.
         names: of the submodules that hold the weights.
+        solves: of LipSDP, that a projection takes the time of.
     """
 
+    solves: float
     extractor: Extractor
     names: tuple[str, ...]
     _model: nn.Module

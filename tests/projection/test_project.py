@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import lightning_lipschitz as ll
-from lightning_lipschitz.errors import ArgumentError, NonFiniteError, ProjectionError
+from lightning_lipschitz.bounds import cost
+from lightning_lipschitz.errors import ArgumentError, NonFiniteError, ProjectionError, SolverError
 from lightning_lipschitz.projection import LinearWeights, project
 
 X = torch.zeros(2, 6)
@@ -297,3 +298,49 @@ def test_explicit_matrices_that_would_be_too_large_are_refused_before_they_are_m
     model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(), nn.Conv2d(1, 1, 3, padding=1), nn.ReLU())
     with pytest.raises(ProjectionError, match=r"the matrices up to `.` take .* GiB: not yet.*CLIPMixin"):
         project(model, 1e-3, torch.zeros(2, 1, 128, 128))
+
+
+class Skips(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(30, 60), nn.Linear(60, 60), nn.Linear(60, 5)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        return self.last(h + torch.relu(self.second(h)))
+
+
+LARGE = {
+    "chain": lambda: nn.Sequential(nn.Linear(30, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 5)),
+    "residual": Skips,
+    "convolution": lambda: nn.Sequential(nn.Unflatten(1, (1, 30)), nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten()),
+}
+
+
+@pytest.mark.parametrize("share", [0.5, 1e-3])
+@pytest.mark.parametrize("name", LARGE)
+def test_without_the_time_for_a_projection_all_weights_are_scaled_alike(name, share, monkeypatch):
+    monkeypatch.setattr(cost, "seconds", lambda network: 1e6)
+    monkeypatch.setattr(cost, "first_step", lambda network: cost.Work(product=1e30))
+    torch.manual_seed(0)
+    model, x = LARGE[name](), torch.zeros(2, 30)
+    before = copy.deepcopy(model.state_dict())
+    target = share * ll.certify(model, x, method="closed-form").upper_bound
+    certificate = ll.project(model, target, x, time_limit=20.0)
+    assert certificate.upper_bound <= target
+    assert certificate.status is ll.Status.TIME_LIMIT
+    assert ll.verify(certificate, model, x) == certificate.upper_bound
+    ratios = [float((p.detach() / before[n]).mean()) for n, p in model.named_parameters() if "weight" in n]
+    assert 0 < ratios[0] < 1
+    assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-5)
+    assert certificate.upper_bound >= 0.9 * target
+
+
+def test_a_skip_that_no_scaling_changes_leaves_the_model_as_it_was(monkeypatch):
+    monkeypatch.setattr(cost, "seconds", lambda network: 1e6)
+    torch.manual_seed(0)
+    model = Skip()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(SolverError, match="in time"):
+        ll.project(model, 0.5, torch.zeros(2, 6), time_limit=20.0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
