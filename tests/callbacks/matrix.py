@@ -173,6 +173,9 @@ BESIDE = {  # callbacks, and options of the Trainer
 }
 
 
+OUT_OF_REACH = {("divided", "fine-tuning")}  # beside rows of norm 1, a frozen layer alone is above the bound: refused
+
+
 # Ways to save
 
 
@@ -240,6 +243,9 @@ def written(model, method, beside, save, folder):
             mine.fit(module, *given)
     except (RuntimeError, SystemExit):
         assert beside in ("error", "interrupt")
+    except ll.errors.ProjectionError:
+        assert (model, beside) in OUT_OF_REACH
+        return kind
     if save == "by hand" and beside not in ("error", "interrupt"):
         mine.validate(module, loader(8), verbose=False)
     for weights_only in (False, True):
