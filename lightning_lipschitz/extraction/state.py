@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 _CONTAINERS = (list, dict, set, OrderedDict, defaultdict, Counter, deque)
 _NOT_THE_MODELS = ("torch", "torchvision", "pytorch_lightning", "lightning", "lightning_fabric", "numpy")
@@ -21,6 +23,7 @@ _OPAQUE = (type, types.ModuleType, types.FunctionType, types.MethodType, types.B
 _MOST = 20_000  # values looked into; a data set that a model happens to hold is not walked to its end
 _LONGEST = 1_000  # elements of one container that are looked into
 _BYTES = 2**28  # of tensors and arrays that are copied
+_LARGE = 2**16  # bytes of a tensor from which on it is copied when somebody writes into it, and not before
 
 Changes = list[tuple[Any, Any, Any, Any]]
 
@@ -39,6 +42,7 @@ class State:
         self._kept: list[tuple[Any, Any]] = []
         self._left = _MOST
         self._bytes = _BYTES
+        self._large: defaultdict[int, list[torch.Tensor]] | None = None if values else defaultdict(list)
         self.tensors = {*map(id, model.parameters()), *map(id, model.buffers())}
         if values:
             self._bytes, self.tensors = 2**62, set()
@@ -86,9 +90,20 @@ class State:
     def _add_tensor(self, tensor: torch.Tensor) -> None:
         self._seen[id(tensor)] = tensor
         size = tensor.numel() * tensor.element_size()
-        if size <= self._bytes and not tensor.is_meta and tensor.layout is torch.strided:
-            self._bytes -= size
+        if tensor.is_meta or tensor.layout is not torch.strided or size > self._bytes:
+            return
+        self._bytes -= size
+        if self._large is not None and size > _LARGE and type(tensor) is torch.Tensor:
+            self._large[tensor.untyped_storage().data_ptr()].append(tensor)
+        else:
             self._kept.append((tensor, tensor.detach().clone()))
+
+    def is_written(self, tensor: torch.Tensor) -> None:
+        """Somebody is about to write into a tensor, or into a view of one."""
+        if self._large and type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided:
+            with _disable_current_modes():  # a tracer's copies hold no numbers
+                for owner in self._large.pop(tensor.untyped_storage().data_ptr(), ()):
+                    self._kept.append((owner, owner.detach().clone()))
 
     def _add_array(self, array: np.ndarray[Any, Any]) -> None:
         self._seen[id(array)] = array
@@ -147,11 +162,27 @@ def _bits_equal(now: torch.Tensor, before: torch.Tensor) -> bool:
     return torch.equal(now, before) or bool((now.isnan() & before.isnan() | (now == before)).all())
 
 
+class _Writes(TorchDispatchMode):
+    """Tells a state of every operation in place."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._state = state
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable:
+            for each in tree_leaves((args, kwargs)):
+                if isinstance(each, torch.Tensor):
+                    self._state.is_written(each)
+        return func(*args, **(kwargs or {}))
+
+
 @contextlib.contextmanager
-def kept(model: torch.nn.Module, values: bool = False) -> Iterator[State]:
-    """Whatever the block does to the Python state of the model is undone at its end."""
-    state = State(model, values)
+def kept(model: torch.nn.Module) -> Iterator[State]:
+    """Whatever the block does to the Python state of the model is undone at its end; for blocks that run it."""
+    state = State(model)
     try:
-        yield state
+        with _Writes(state):
+            yield state
     finally:
         state.restore()

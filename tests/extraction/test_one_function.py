@@ -600,3 +600,63 @@ def test_a_thread_that_is_refused_leaves_nothing_behind_for_the_next():
         thread.join()
         assert bound(other) == first
         assert surroundings([model, other]) == before
+
+
+# Large tensors that a model holds, such as its data set, are copied where somebody writes into them only
+
+
+class Holds(nn.Module):
+    """A linear layer, and two megabytes of something else."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.layer, self.write = nn.Linear(3, 2), write
+        self.data = torch.arange(2.0**19)
+        self.part = self.data[:1000].view(10, 100)
+        self.other = {"again": [torch.ones(2**18)]}
+
+    def forward(self, x):
+        self.write(self, x)
+        return self.layer(x)
+
+
+def into_a_view(m, x):
+    m.part[0] += x.detach().sum()
+
+
+def by_index(m, x):
+    m.data[torch.tensor([3, 70_000])] = x.detach().abs().sum().to(m.data.dtype)
+
+
+def in_a_list(m, x):
+    m.other["again"][0].mul_(1.5)
+
+
+WRITES = {
+    "a view": into_a_view,
+    "the whole": lambda m, x: m.data.add_(1.0),
+    "places": by_index,
+    "in a list": in_a_list,
+    "copied": lambda m, x: m.data[:3].copy_(x.detach()[0]),
+    "as the result": lambda m, x: torch.mul(m.data[:3], 2.0, out=m.data[5:8]),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_large_tensors_are_put_back(name):
+    model = Holds(WRITES[name])
+    before = model.data.clone(), model.other["again"][0].clone()
+    for call in (lambda: ll.certify(model, torch.zeros(1, 3)), lambda: ll.lower_bound(model, torch.zeros(1, 3))):
+        with contextlib.suppress(ll.errors.ExtractionError):  # what counts its calls may be refused
+            call()
+        assert torch.equal(model.data, before[0])
+        assert torch.equal(model.other["again"][0], before[1])
+        assert model.part.data_ptr() == model.data.data_ptr()
+
+
+def test_large_tensors_that_nobody_writes_into_are_not_copied(monkeypatch):
+    model, copied, clone = Holds(lambda m, x: None), [], torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda self, **o: copied.append(self.numel()) or clone(self, **o))
+    Extractor(model, torch.zeros(1, 3)).network()
+    assert copied
+    assert max(copied) < 2**16
