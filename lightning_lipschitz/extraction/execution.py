@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_lipschitz.errors import ExtractionError
 from lightning_lipschitz.extraction.location import users_line
 from lightning_lipschitz.extraction.reads import NUMBERS, TRUTHS, Read, Unused
-from lightning_lipschitz.extraction.state import kept
+from lightning_lipschitz.extraction.state import kept, written
 from lightning_lipschitz.extraction.undisturbed import name_of, tensors_of
 
 _LARGE = 2**22  # bytes of a constant above which a sum stands for its values
@@ -137,7 +137,7 @@ class _Record:
             self._names.setdefault(id(each), f"{self._steps}.{place}")
             self.entries += each.numel()
         if self.is_dependent(arguments):
-            for each in (*outputs, *_written(func, args, kwargs)):
+            for each in (*outputs, *written(func, args, kwargs)):
                 self.depends(each)
         self._alive.append((arguments, outputs))
         self._steps += not self.reading
@@ -198,17 +198,6 @@ def _memory(tensor: torch.Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):
         return id(tensor)  # sparse ones have no storage
-
-
-def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The arguments that an operation in place changes."""
-    schema = func._schema
-    if not schema.is_mutable:
-        return []
-    given = [*zip(schema.arguments, args, strict=False)]
-    given += [(each, kwargs[each.name]) for each in schema.arguments if each.name in kwargs]
-    changed = [value for each, value in given if each.alias_info is not None and each.alias_info.is_write]
-    return [each for each in tree_leaves(changed) if isinstance(each, torch.Tensor)]
 
 
 def _value_text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Operators that are several sums and products in one: one definition each, for both readings."""
+"""Operators with one definition for both readings: several sums and products in one, and tensors that are filled."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF
+from lightning_lipschitz.extraction.constants import known
 
 Rule = Callable[..., Any]
+
+_FILLED = "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty fill zero"
 
 
 def register_composites(
@@ -48,3 +53,17 @@ def register_composites(
     def addcdiv(context: Any, x: Any, y: Any, z: Any, *, value: Any = 1) -> Any:
         """``x + value y / z``."""
         return sum_(context, x, apply(context, quotient, operator.truediv, y, z), alpha=value)
+
+
+def register_filled(rule: Callable[..., Callable[[Rule], Rule]]) -> None:
+    """Make rules for tensors that take nothing but shape and dtype from a value that depends on the input."""
+
+    def register(name: str) -> None:
+        @rule(name)
+        def filled(context: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+            blank = torch.zeros(x.index.shape, dtype=context.dtype)
+            blank = blank.double() if blank.is_floating_point() else blank
+            return known(getattr(torch.ops.aten, name)(blank, *args, **kwargs), name)
+
+    for each in _FILLED.split():
+        register(each)

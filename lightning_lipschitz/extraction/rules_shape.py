@@ -7,9 +7,9 @@ from typing import Any, cast
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_lipschitz.extraction.constants import known
 from lightning_lipschitz.extraction.expression import Expression, concatenate
 from lightning_lipschitz.extraction.registry import Context, rule
+from lightning_lipschitz.extraction.rules_composite import register_filled
 from lightning_lipschitz.extraction.samples import SampleMixing, broadcast
 from lightning_lipschitz.extraction.traced import Traced
 
@@ -214,27 +214,7 @@ def sym_numel(context: Context, x: Traced) -> int:
     return x.index.numel()
 
 
-def _register_filled(operator: str) -> None:
-    @rule(operator)
-    def filled(context: Context, x: Traced, *args: Any, **kwargs: Any) -> torch.Tensor:
-        blank = torch.zeros(x.index.shape, dtype=context.dtype)
-        blank = blank.double() if blank.is_floating_point() else blank
-        return cast(torch.Tensor, known(getattr(torch.ops.aten, operator)(blank, *args, **kwargs), operator))
-
-
-for _operator in [
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "empty_like",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-    "fill",
-    "zero",
-]:
-    _register_filled(_operator)
+register_filled(rule)
 
 
 @rule("item", "_local_scalar_dense")

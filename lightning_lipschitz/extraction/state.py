@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,11 +170,20 @@ class _Writes(TorchDispatchMode):
         self._state = state
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.is_mutable:
-            for each in tree_leaves((args, kwargs)):
-                if isinstance(each, torch.Tensor):
-                    self._state.is_written(each)
+        for each in written(func, args, kwargs or {}):
+            self._state.is_written(each)
         return func(*args, **(kwargs or {}))
+
+
+def written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """The arguments that an operation in place changes."""
+    schema = func._schema
+    if not schema.is_mutable:
+        return []
+    given = [*zip(schema.arguments, args, strict=False)]
+    given += [(each, kwargs[each.name]) for each in schema.arguments if each.name in kwargs]
+    changed = [value for each, value in given if each.alias_info is not None and each.alias_info.is_write]
+    return [each for each in tree_leaves(changed) if isinstance(each, torch.Tensor)]
 
 
 @contextlib.contextmanager

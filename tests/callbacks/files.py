@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from pytorch_lightning import Callback
 
 import lightning_lipschitz as ll
 from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, stamped_certificates
@@ -20,6 +21,17 @@ MESSAGES = (
     "ignore:The dirpath has changed",
     "ignore:You're using the WeightAveraging",
 )
+
+
+class Failing(Callback):
+    """An error of the user's in the middle of a fit."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 6:
+            raise self.error
 
 
 def admm(**options):

@@ -32,7 +32,7 @@ from torch.nn.utils import prune
 import lightning_lipschitz as ll
 from lightning_lipschitz.callbacks import LipschitzCallback, stamped_certificates
 from lightning_lipschitz.extraction import Extractor
-from tests.callbacks.files import ALLOWED, METHODS
+from tests.callbacks.files import ALLOWED, METHODS, Failing
 from tests.models import Lambda
 from tests.modules import INPUTS, Classifier, body, loader
 from tests.projection.graphs import UnitRows
@@ -123,15 +123,6 @@ class Thaws(BaseFinetuning):
             self.unfreeze_and_add_param_group(pl_module.last, optimizer, lr=1.0)
 
 
-class Fails(Callback):
-    def __init__(self, error):
-        self.error = error
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.global_step == 6:
-            raise self.error
-
-
 class Jumps(Callback):
     """Writes weights far outside, behind the back of every optimizer."""
 
@@ -161,8 +152,8 @@ BESIDE = {  # callbacks, and options of the Trainer
     "pruned before": (list, {}),
     "resumed": (list, {}),
     "fitted twice": (list, {}),
-    "error": (lambda: [Fails(RuntimeError("a mistake"))], {}),
-    "interrupt": (lambda: [Fails(KeyboardInterrupt())], {}),
+    "error": (lambda: [Failing(RuntimeError("a mistake"))], {}),
+    "interrupt": (lambda: [Failing(KeyboardInterrupt())], {}),
     "jumps": (lambda: [Jumps()], {}),
     "nested": (lambda: [Nested()], {}),
     "accumulation": (list, {"accumulate_grad_batches": 3}),

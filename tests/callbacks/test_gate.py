@@ -17,6 +17,7 @@ import lightning_lipschitz as ll
 from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, LipschitzCallback
 from lightning_lipschitz.callbacks._stamp import from_plain
 from lightning_lipschitz.extraction import Extractor
+from tests.callbacks.files import Failing
 from tests.modules import INPUTS, Classifier, Pair, body, loader
 
 BOUND = 0.4
@@ -129,15 +130,6 @@ def test_every_file_meets_the_bound_under_averaging(mode, order, method, fit, tm
     assert not bad
     assert count >= least
     assert holds(module)
-
-
-class Failing(Callback):
-    def __init__(self, error):
-        self.error = error
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.global_step == 6:
-            raise self.error
 
 
 @METHODS

@@ -654,8 +654,12 @@ def test_large_tensors_are_put_back(name):
         assert model.part.data_ptr() == model.data.data_ptr()
 
 
-def test_large_tensors_that_nobody_writes_into_are_not_copied(monkeypatch):
-    model, copied, clone = Holds(lambda m, x: None), [], torch.Tensor.clone
+READS = {"nothing": lambda m, x: None, "into another": lambda m, x: torch.zeros(2**19).add_(m.data)}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_large_tensors_that_nobody_writes_into_are_not_copied(name, monkeypatch):
+    model, copied, clone = Holds(READS[name]), [], torch.Tensor.clone
     monkeypatch.setattr(torch.Tensor, "clone", lambda self, **o: copied.append(self.numel()) or clone(self, **o))
     Extractor(model, torch.zeros(1, 3)).network()
     assert copied
