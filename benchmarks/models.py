@@ -17,7 +17,7 @@ from torch import nn
 import lightning_lipschitz as ll
 from lightning_lipschitz.bounds.composed import certify_graph
 from lightning_lipschitz.bounds.settings import Settings
-from lightning_lipschitz.extraction.structured import RoutedExtractor, StructuredExtractor
+from lightning_lipschitz.extraction import GraphExtractor, RoutedExtractor
 from lightning_lipschitz.network import Network
 
 ROUTE_A_UNITS = 1_200  # above this the matrix inequality is not tried
@@ -121,7 +121,7 @@ def row(name: str) -> tuple[object, ...]:
     model = make().eval()
     x = torch.randn(8, *shape)
     start = time.perf_counter()
-    extractor = StructuredExtractor(model, x)
+    extractor = GraphExtractor(model, x)
     reading = time.perf_counter() - start
     start = time.perf_counter()
     composed = ll.certify(model, x, method="composed")
@@ -145,7 +145,7 @@ def row(name: str) -> tuple[object, ...]:
 
 def main() -> None:
     options = parser(__doc__).parse_args()
-    StructuredExtractor(nn.Linear(1, 1), torch.zeros(1, 1))  # PyTorch loads what it traces with, once a process
+    GraphExtractor(nn.Linear(1, 1), torch.zeros(1, 1))  # PyTorch loads what it traces with, once a process
     rows = []
     for name in list(CASES)[: QUICK if options.quick else None]:
         rows.append(row(name))

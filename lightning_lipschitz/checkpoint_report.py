@@ -25,8 +25,8 @@ from lightning_lipschitz.certificate import Certificate, Composition
 from lightning_lipschitz.checkpoint_files import certificates_of, prove_checkpoint, read_checkpoint
 from lightning_lipschitz.errors import ArgumentError, WeightFileError
 from lightning_lipschitz.extraction import Extractor, input_of, part
-from lightning_lipschitz.extraction.result import Extraction
-from lightning_lipschitz.extraction.structured import StructuredExtractor
+from lightning_lipschitz.extraction.reading import ReadNetwork
+from lightning_lipschitz.extraction import GraphExtractor
 from lightning_lipschitz.report import (
     PredictionLog,
     Predictions,
@@ -197,7 +197,7 @@ def _from_model(path: str | os.PathLike[str], certificate: Certificate, state: _
     given = state.held if state.held is not None else _example(whole, module) if first is None else first[0][:_FIRST]
     target, example = part(target, given, state.choice.input, state.choice.output)
     example = example if first is None else first[0][:_FIRST]
-    reader = StructuredExtractor if isinstance(certificate.proof, Composition) else Extractor
+    reader = GraphExtractor if isinstance(certificate.proof, Composition) else Extractor
     extraction: Any = reader(target, example, name=module).extract()
     api.verify(certificate, extraction.network)
     subject = Subject(certificate, extraction.network, module=module, model=type(whole).__name__)
@@ -205,7 +205,7 @@ def _from_model(path: str | os.PathLike[str], certificate: Certificate, state: _
         return replace(subject, why_not={"curve": "No labelled data were given."})
     return replace(
         subject,
-        extraction=extraction if isinstance(extraction, Extraction) else None,
+        extraction=extraction if isinstance(extraction, ReadNetwork) else None,
         inputs=example.flatten(1),
         lower_bound=api.lower_bound(target, example).value,
         predictions=_predictions(target, chain([first], batches), certificate),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_lipschitz.certificate.composition import claimed
-from lightning_lipschitz.structured import Bounded, Elementwise, Graph
+from lightning_lipschitz.structured import Elementwise, Extremum, Graph, VectorUnits
 from lightning_lipschitz.structured.parts import chains, inside, measure, members
 
 LARGEST_ROWS = 800  # units and reduced inputs of a part: some ten seconds of the native solver
@@ -57,7 +57,7 @@ def _affordable(graph: Graph, start: int, end: int) -> bool:
 def _is_explicit(graph: Graph, start: int, end: int) -> bool:
     nodes = (graph.nodes[number] for number in (members(graph, start, end) or ())[1:])
     return not any(
-        isinstance(node, Bounded) or (isinstance(node, Elementwise) and bool(np.any(node.alpha == node.beta)))
+        isinstance(node, (VectorUnits, Extremum)) or (isinstance(node, Elementwise) and bool(np.any(node.alpha == node.beta)))
         for node in nodes
     )
 

@@ -24,7 +24,7 @@ from lightning_lipschitz.callbacks._target import averaged_model, deployed, refu
 from lightning_lipschitz.callbacks._watch import Watched
 from lightning_lipschitz.certificate import Certificate, mark_proved
 from lightning_lipschitz.errors import CertificateError, LipschitzError
-from lightning_lipschitz.extraction.result import Extraction
+from lightning_lipschitz.extraction.reading import ReadNetwork
 from lightning_lipschitz.report import Subject
 
 T = TypeVar("T")
@@ -201,7 +201,7 @@ class Session:
             shipped(trainer, pl_module) as root,
         ):
             extraction: Any = watched.reader(root).extract()
-        explicit = extraction if isinstance(extraction, Extraction) else None
+        explicit = extraction if isinstance(extraction, ReadNetwork) else None
         model = type(pl_module).__name__
         return Subject(certificate, extraction.network, model=model, extraction=explicit, inputs=watched.flat_inputs)
 

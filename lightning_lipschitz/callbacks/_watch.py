@@ -18,12 +18,12 @@ from lightning_lipschitz.callbacks._target import find_target, uncompiled
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.extraction import part as part_of
-from lightning_lipschitz.extraction.structured import RoutedExtractor, StructuredExtractor
+from lightning_lipschitz.extraction import GraphExtractor, RoutedExtractor
 from lightning_lipschitz.extraction.undisturbed import undisturbed
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.structured import Graph
 
-_READERS = {"auto": RoutedExtractor, "composed": StructuredExtractor}
+_READERS = {"auto": RoutedExtractor, "composed": GraphExtractor}
 _SAMPLED, _PAIRS, _ASCENT_STEPS = 64, 8, 30  # 64 climbing 50 steps: five times the time for 2 % more
 
 

@@ -3,7 +3,8 @@ r"""Bounds of structured graphs: from the input to the output, node by node.
 For every node v, :math:`|dv|_2 \le L_v\, |dx|_2` with :math:`L_x = 1` and
 
     a map with constant c:   L_v = c L_u                 a sum:             L_v = sum of the L_u
-    a concatenation:         L_v = sqrt(sum of L_u^2)    a proved block:    L_v = L_u Lip(u -> v)
+    a concatenation, the
+    larger of two:           L_v = sqrt(sum of L_u^2)    a proved block:    L_v = L_u Lip(u -> v)
 
 and of two of these the smaller. A residual block x + g(x) is a sum: :math:`L_v = L_u (1 + \mathrm{Lip}(g))`. Where all
 paths pass one node u, what follows sees nothing but u, so the constants of the parts multiply; a part between two such
@@ -24,7 +25,7 @@ from lightning_lipschitz.certificate.operators import needs_proof, node_norm_hol
 from lightning_lipschitz.certificate.proofs import Channels, Composition, Proof
 from lightning_lipschitz.certificate.spectrum import prove_channels, spectrum
 from lightning_lipschitz.certificate.verify import prove
-from lightning_lipschitz.structured import Concatenation, Graph, Node, Sum
+from lightning_lipschitz.structured import Concatenation, Extremum, Graph, Node, Sum
 
 
 def claimed(graph: Graph) -> tuple[int, ...]:
@@ -99,7 +100,7 @@ def _bound(node: Node, norm: float | None, sources: Sequence[Fraction]) -> float
         return 1.0
     if isinstance(node, Sum):
         return round_up(sum(sources, start=Fraction(0)))
-    if isinstance(node, Concatenation):
+    if isinstance(node, (Concatenation, Extremum)):
         return sqrt_up(sum((bound**2 for bound in sources), start=Fraction(0)))
     if norm is not None and not np.isfinite(norm):
         return float("inf")

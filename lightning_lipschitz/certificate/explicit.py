@@ -1,154 +1,297 @@
-"""A part of a structured graph as a :class:`~lightning_lipschitz.network.Network`, so that the matrix inequality can
-bound it.
+"""The lowering of a graph, or of a part of it, to explicit matrices, so that the matrix inequality can bound it.
 
-The matrices of successive linear nodes are multiplied; what that rounds is bounded (Higham, "Accuracy and Stability of
-Numerical Algorithms", 2nd ed., section 3.5) and carried in the terms of the network.
+Every node's output is a sum of matrices times sources, plus a bias,
+
+    value = sum_j W_j s_j + b,      s_0 the output of node ``start``, s_k the units of layer k.
+
+Linear nodes multiply and add these matrices; what that rounds is bounded and carried in the terms of the network. Units
+begin a layer. Of units whose two slopes are equal nothing is left but that slope: they are affine.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
-from scipy import sparse
+import numpy.typing as npt
 
-from lightning_lipschitz.certificate.floating_point import TINY, UNIT_ROUNDOFF, frobenius, gamma, product_up, sum_up
-from lightning_lipschitz.certificate.matrices import Matrix, matrix
-from lightning_lipschitz.network import Affine, Layer, Network, Term
+from lightning_lipschitz.certificate.coefficients import (
+    Coefficients,
+    Indices,
+    Matrix,
+    dense,
+    identity,
+    stacked,
+    zeros,
+)
+from lightning_lipschitz.certificate.floating_point import product_up
+from lightning_lipschitz.certificate.matrices import matrix
+from lightning_lipschitz.errors import ModelSizeError, NonFiniteError
+from lightning_lipschitz.network import Affine, Array, Layer, Network, Term
 from lightning_lipschitz.structured import (
     Along,
     Concatenation,
     Convolution,
     Elementwise,
+    Extremum,
     Gather,
     Graph,
     Node,
     Scaling,
     Sum,
+    VectorUnits,
 )
 from lightning_lipschitz.structured.parts import members
 
+Evaluate = Callable[[int, Array], Array]
+
+DENSE_ENTRY = 8  # bytes: one float64
+SPARSE_ENTRY = 16  # bytes: one float64 and its indices
+
 
 @dataclass(frozen=True, eq=False)
-class Rounded:
-    """A sparse matrix and the Frobenius distance within which the real-arithmetic one lies."""
+class Expression:
+    """``sum_j terms[j] @ s_j + bias``. The bias is carried in plain float64, without a rounding bound: no global
+    Lipschitz bound depends on it."""
 
-    matrix: Matrix
-    rounding: float = 0.0
-
-    def before(self, left: Rounded) -> Rounded:
-        """``left @ self``."""
-        product = sparse.csr_array(left.matrix @ self.matrix)
-        a, b = frobenius(left.matrix.data), frobenius(self.matrix.data)
-        longest = int(np.max(np.diff(left.matrix.indptr), initial=0))
-        exact = _is_selection(left.matrix) or _is_selection(self.matrix)
-        lost = longest * TINY * math.sqrt(math.prod(product.shape))
-        made = 0.0 if exact else sum_up(product_up(gamma(longest + 1), a, b), lost)
-        carried = product_up(a, self.rounding), product_up(left.rounding, b), product_up(left.rounding, self.rounding)
-        return Rounded(product, sum_up(made, *carried))
-
-    def plus(self, other: Rounded) -> Rounded:
-        total = sparse.csr_array(self.matrix + other.matrix)
-        made = product_up(UNIT_ROUNDOFF, frobenius(total.data))
-        return Rounded(total, sum_up(made, self.rounding, other.rounding))
+    terms: Mapping[int, Coefficients]
+    bias: Array
 
     @property
-    def finite(self) -> bool:
-        """Whether nothing overflowed."""
-        return math.isfinite(self.rounding) and bool(np.all(np.isfinite(self.matrix.data)))
+    def size(self) -> int:
+        return len(self.bias)
+
+    def select(self, indices: Indices) -> Expression:
+        """The entries of these numbers, in this order; -1 stands for zero."""
+        if len(indices) == self.size and np.array_equal(indices, np.arange(self.size)):
+            return self
+        terms = {j: term.rows(indices) for j, term in self.terms.items()}
+        bias = np.append(self.bias, 0.0)[indices]
+        return Expression({j: term for j, term in terms.items() if not term.empty}, bias)
+
+    def scale(self, factors: Array, relative: float = 0.0) -> Expression:
+        """Entrywise product with factors that are exact to a ``relative`` error."""
+        return Expression({j: t.scaled(factors, relative) for j, t in self.terms.items()}, self.bias * factors)
+
+    def shift(self, offsets: Array) -> Expression:
+        """Entrywise sum with known offsets."""
+        return Expression(self.terms, self.bias + offsets)
+
+    def apply(self, weight: Matrix, rounding: float = 0.0) -> Expression:
+        """``weight @ self``, the weight within a Frobenius distance of ``rounding``."""
+        terms = {j: term.premultiplied(weight, rounding) for j, term in self.terms.items()}
+        return Expression(terms, weight @ self.bias)
+
+    def plus(self, other: Expression) -> Expression:
+        """Entrywise sum; both may share sources."""
+        terms = dict(self.terms)
+        for j, term in other.terms.items():
+            terms[j] = terms[j].plus(term) if j in terms else term
+        return Expression(terms, self.bias + other.bias)
+
+    def to_affine(self, input_size: int, number: Mapping[int, int], name: str) -> Affine:
+        """The dense map, with sources renamed by ``number``; an expression without a source gets a zero term.
+
+        Raises:
+            NonFiniteError: composing finite weights overflowed.
+        """
+        terms = self.terms or {0: zeros(self.size, input_size)}
+        for term in terms.values():
+            if not np.isfinite(term.rounding):
+                raise NonFiniteError(f"the product of the weights that lead to `{name}`", term.shape[0], term.shape[0])
+        return Affine(tuple(Term(number[j], dense(t.matrix), t.rounding) for j, t in sorted(terms.items())), self.bias)
+
+
+def concatenate(parts: Sequence[Expression]) -> Expression:
+    """The parts one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    widths = {j: term.shape[1] for part in parts for j, term in part.terms.items()}
+    terms = {
+        j: stacked([part.terms[j] if j in part.terms else zeros(part.size, width) for part in parts])
+        for j, width in widths.items()
+    }
+    return Expression(terms, np.concatenate([part.bias for part in parts]))
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Where the units of a layer are in the graph.
+
+    Attributes:
+        node: number of the node.
+        entries: the unit number i of the layer is number ``entries[i]`` of the node's.
+    """
+
+    node: int
+    entries: Indices
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A network, and how it hangs together with the graph.
+
+    Attributes:
+        network: the matrices.
+        origins: where each layer comes from.
+        reads: by node of the graph, the sources of the network that it depends on.
+    """
+
+    network: Network
+    origins: tuple[Origin, ...]
+    reads: Mapping[int, frozenset[int]]
 
 
 def explicit(graph: Graph, start: int, end: int) -> Network | None:
     """The map from the output of node ``start`` to that of node ``end``, without biases.
 
-    None where there is no such map (a path avoids ``start``), where it holds nodes that are neither linear nor units
-    with slopes, or where products of its matrices overflow.
+    None where there is no such map (a path avoids ``start``), or where products of its matrices overflow.
     """
-    inside = members(graph, start, end)
-    if inside is None:
+    if members(graph, start, end) is None:
         return None
-    walk = _Walk(graph, start)
-    for number in inside[1:]:
-        if not walk.visit(number):
-            return None
-    return walk.network(end)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return lower(graph, start, end).network
+    except NonFiniteError:
+        return None
 
 
-class _Walk:
-    """Every node's output as a sum of matrices times sources: 0 is ``start``, k the units of layer k."""
+def lower(
+    graph: Graph,
+    start: int = 0,
+    end: int | None = None,
+    *,
+    biases: Mapping[int, Array] | None = None,
+    evaluate: Evaluate | None = None,
+    limit: float = math.inf,
+) -> Lowered:
+    """The map from the output of node ``start`` to that of node ``end``: by default the whole graph.
 
-    def __init__(self, graph: Graph, start: int) -> None:
-        self.graph, self.layers = graph, list[Layer]()
-        self.width = graph.nodes[start].size
-        self.terms: dict[int, dict[int, Rounded]] = {start: {0: Rounded(_identity(self.width))}}
+    Args:
+        graph: which must have such a map.
+        start, end: numbers of nodes.
+        biases: by node, added to its output.
+        evaluate: the number of a node and what its units read, shape (units,) -> what they give, same shape; so that
+            biases go through units that are affine or read nothing of the input.
+        limit: bytes that the matrices may take.
 
-    def visit(self, number: int) -> bool:
+    Raises:
+        ModelSizeError: they would take more, before that memory is asked for.
+        NonFiniteError: products of the weights overflow.
+    """
+    end = len(graph.nodes) - 1 if end is None else end
+    walk = _Lowering(graph, start, biases or {}, evaluate or (lambda _, y: np.zeros_like(y)), limit)
+    for number in (members(graph, start, end) or ())[1:]:
+        walk.visit(number)
+    return walk.finished(end)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    before: Expression
+    alpha: Array
+    beta: Array
+    group: npt.NDArray[np.int64] | None
+    name: str
+    origin: Origin
+
+
+class _Lowering:
+    def __init__(
+        self, graph: Graph, start: int, biases: Mapping[int, Array], evaluate: Evaluate, limit: float
+    ) -> None:
+        self.graph, self.biases, self.evaluate, self.limit = graph, biases, evaluate, limit
+        self.layers, self.entries = list[_Layer](), 0
+        width = graph.nodes[start].size
+        self.values = {start: Expression({0: Coefficients(identity(width))}, np.zeros(width))}
+
+    def visit(self, number: int) -> None:
         node = self.graph.nodes[number]
-        given = [self.terms[source] for source in node.sources]
-        widths = [self.graph.nodes[source].size for source in node.sources]
-        if isinstance(node, Elementwise) and bool(np.all(node.alpha < node.beta)):
-            self.layers.append(Layer(self.affine(given[0], node.size), node.alpha, node.beta, name=node.name))
-            self.terms[number] = {len(self.layers): Rounded(_identity(node.size))}
-        elif isinstance(node, Sum):
-            self.terms[number] = _added(given)
-        elif isinstance(node, Concatenation):
-            self.terms[number] = _added(_placed(given, widths, node.size))
-        else:
-            left = _left(node, widths[0])
-            if left is None:
-                return False
-            self.terms[number] = {j: term.before(left) for j, term in given[0].items()}
-        return all(term.finite for term in self.terms[number].values())
+        made = self.value(number, node, [self.values[source] for source in node.sources])
+        self.values[number] = made.shift(self.biases[number]) if number in self.biases else made
 
-    def affine(self, terms: Mapping[int, Rounded], size: int) -> Affine:
-        made = (Term(j, term.matrix.toarray(), term.rounding) for j, term in sorted(terms.items()))
-        return Affine(tuple(made), np.zeros(size))
+    def value(self, number: int, node: Node, given: Sequence[Expression]) -> Expression:
+        x = given[0]
+        if isinstance(node, Elementwise):
+            slopes = (np.broadcast_to(each, node.size) for each in (node.alpha, node.beta))
+            return self.units(number, x, *slopes, None)
+        if isinstance(node, VectorUnits):
+            slopes = (np.full(x.size, each) for each in (node.alpha, node.beta))
+            after = self.units(number, x, *slopes, np.repeat(np.arange(node.vectors), node.width))
+            return after.select(np.arange(node.vectors) * node.width) if node.scalar else after
+        if isinstance(node, Extremum):  # max(x, y) = x + relu(y - x), min(x, y) = x - relu(x - y)
+            sign, minus = (-1.0 if node.smallest else 1.0), np.full(node.size, -1.0)
+            apart = x.plus(given[1].scale(minus)) if node.smallest else given[1].plus(x.scale(minus))
+            rest = self.units(number, apart, np.zeros(node.size), np.ones(node.size), None)
+            return x.plus(rest.scale(minus) if sign < 0 else rest)
+        if isinstance(node, Concatenation):
+            return concatenate(given)
+        return reduce(Expression.plus, given) if isinstance(node, Sum) else self.linear(node, x)
 
-    def network(self, end: int) -> Network:
-        output = self.affine(self.terms[end], self.graph.nodes[end].size)
-        return Network(self.width, tuple(self.layers), output)
+    def linear(self, node: Node, x: Expression) -> Expression:
+        if isinstance(node, Gather):
+            return x.select(node.indices)
+        if isinstance(node, Scaling):
+            return x.scale(node.factors, node.relative)
+        places = 1  # at which the same matrix, or the same kernel, stands
+        if isinstance(node, Along):
+            places = node.before * node.after
+            self.require_room(SPARSE_ENTRY * places * node.matrix.size, f"`{node.name}`, a matrix at {places} places")
+            if places == 1:
+                return x.apply(node.matrix, node.rounding)
+        elif isinstance(node, Convolution):
+            places = math.prod(node.result[1:])
+            self.require_room(SPARSE_ENTRY * places * node.kernel.size, f"`{node.name}`, a kernel at {places} places")
+        rounding = product_up(1.001, math.sqrt(places), getattr(node, "rounding", 0.0))
+        return x.apply(matrix(node, x.size), rounding)
 
+    def units(
+        self, number: int, before: Expression, alpha: Array, beta: Array, group: npt.NDArray[np.int64] | None
+    ) -> Expression:
+        """A layer; units with alpha == beta become part of the expression instead."""
+        if not before.terms:  # nothing here depends on the input
+            return Expression({}, self.evaluate(number, before.bias))
+        affine = alpha == beta
+        offsets = self.evaluate(number, np.zeros(before.size)) if affine.any() else np.zeros(before.size)
+        if affine.all():
+            return before.scale(alpha).shift(offsets)
+        kept, folded = np.flatnonzero(~affine), np.flatnonzero(affine)
+        chosen, name = before.select(kept), self.graph.nodes[number].name
+        self.entries += sum(math.prod(term.shape) for term in chosen.terms.values())
+        self.require_room(DENSE_ENTRY * self.entries, f"the matrices up to `{name}`")
+        group = None if group is None else group[kept]
+        self.layers.append(_Layer(chosen, alpha[kept], beta[kept], group, name, Origin(number, kept)))
+        after = Expression({len(self.layers): Coefficients(identity(len(kept)))}, np.zeros(len(kept)))
+        if not len(folded):
+            return after
+        rest = before.select(folded).scale(alpha[folded]).shift(offsets[folded])
+        return concatenate([after, rest]).select(np.argsort(np.concatenate([kept, folded])))
 
-def _added(parts: Sequence[Mapping[int, Rounded]]) -> dict[int, Rounded]:
-    total: dict[int, Rounded] = {}
-    for part in parts:
-        for j, term in part.items():
-            total[j] = total[j].plus(term) if j in total else term
-    return total
+    def finished(self, end: int) -> Lowered:
+        """Drop the layers that no one reads and number the others."""
+        output = self.values[end]
+        self.entries += sum(math.prod(term.shape) for term in output.terms.values())
+        self.require_room(DENSE_ENTRY * self.entries, "its matrices")
+        needed: set[int] = set(output.terms)
+        for k in range(len(self.layers), 0, -1):
+            if k in needed:
+                needed |= set(self.layers[k - 1].before.terms)
+        number = {0: 0} | {k: new for new, k in enumerate(sorted(needed - {0}), start=1)}
+        width = next(iter(self.values.values())).size
+        met = [self.layers[k - 1] for k in number if k]
+        layers = tuple(
+            Layer(each.before.to_affine(width, number, each.name), each.alpha, each.beta, each.group, each.name)
+            for each in met
+        )
+        network = Network(width, layers, output.to_affine(width, number, "the output"))
+        reads = {
+            each: frozenset(number[j] for j in value.terms if j in number) for each, value in self.values.items()
+        }
+        return Lowered(network, tuple(each.origin for each in met), reads)
 
-
-def _placed(parts: Sequence[Mapping[int, Rounded]], widths: Sequence[int], size: int) -> list[dict[int, Rounded]]:
-    """Every part at its own place of a longer vector."""
-    placed, start = [], 0
-    for part, width in zip(parts, widths, strict=True):
-        rows = np.arange(width)
-        left = Rounded(sparse.csr_array((np.ones(width), (rows + start, rows)), shape=(size, width)))
-        placed.append({j: term.before(left) for j, term in part.items()})
-        start += width
-    return placed
-
-
-def _left(node: Node, width: int) -> Rounded | None:
-    made = matrix(node, width)
-    if made is None:
-        return None
-    if isinstance(node, Scaling):
-        return Rounded(made, product_up(node.relative, frobenius(made.data)))
-    if isinstance(node, Along):  # the matrix is repeated before * after times
-        return Rounded(made, product_up(1.001, math.sqrt(node.before * node.after), node.rounding))
-    if isinstance(node, Convolution):  # every entry of the kernel occurs at most once an output position
-        return Rounded(made, product_up(1.001, math.sqrt(math.prod(node.result[1:])), node.rounding))
-    return Rounded(made) if isinstance(node, Gather) else None
-
-
-def _identity(size: int) -> Matrix:
-    return sparse.csr_array(sparse.identity(size, format="csr"))
-
-
-def _is_selection(values: Matrix) -> bool:
-    """Whether at most one entry a row and a column is not zero, and these are ones: products with it are exact."""
-    ones = bool(np.all(values.data == 1.0))
-    rows = bool(np.max(np.diff(values.indptr), initial=0) <= 1)
-    return ones and rows and len(np.unique(values.indices)) == len(values.indices)
+    def require_room(self, size: int, what: str) -> None:
+        if size > self.limit:
+            raise ModelSizeError(what, size, int(self.limit))

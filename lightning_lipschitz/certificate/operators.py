@@ -13,7 +13,7 @@ from lightning_lipschitz.certificate.floating_point import TINY, Array, gamma, p
 from lightning_lipschitz.certificate.matrices import convolution_matrix
 from lightning_lipschitz.certificate.spectral import above, cheap_norm_upper_bound, norm_holds, norm_upper_bound
 from lightning_lipschitz.certificate.symbols import Symbols
-from lightning_lipschitz.structured import Along, Bounded, Convolution, Elementwise, Gather, Node, Scaling
+from lightning_lipschitz.structured import Along, Convolution, Elementwise, Gather, Node, Scaling, VectorUnits
 
 EXPLICIT_ENTRIES = 2**22  # of a convolution's own matrix, which is exact; beyond it the symbol takes over
 EXPLICIT_SIDE = 1100
@@ -146,7 +146,7 @@ def _spread(values: Array) -> Fraction:
 _READ_OFF: dict[type[Node], Callable[..., Fraction]] = {
     Scaling: lambda node: _spread(node.factors) * (1 + Fraction(node.relative)),
     Elementwise: lambda node: max(_spread(node.alpha), _spread(node.beta)),
-    Bounded: lambda node: Fraction(node.kappa),
+    VectorUnits: lambda node: max(abs(Fraction(node.alpha)), abs(Fraction(node.beta))),
     Gather: lambda node: Fraction(
         sqrt_up(Fraction(int(np.bincount(node.indices[node.indices >= 0], minlength=1).max())))
     ),

@@ -13,7 +13,8 @@ from torch.func import functional_call
 
 from lightning_lipschitz.errors import ExtractionError
 from lightning_lipschitz.extraction.state import State, kept
-from lightning_lipschitz.extraction.trace import Graph
+from lightning_lipschitz.extraction.reading import Runnable
+from lightning_lipschitz.extraction.trace import Trace
 from lightning_lipschitz.extraction.undisturbed import computes_in, name_of
 from lightning_lipschitz.extraction.widened import Unwritten, Widened
 from lightning_lipschitz.network import Array
@@ -31,17 +32,8 @@ _CALLS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 16, 32, 64, 100, 1_000, 10_000, 1_000_000)
 Weights = Mapping[str, torch.Tensor]
 
 
-class Runs(Protocol):
-    """An extraction of either kind."""
-
-    @property
-    def resolution(self) -> float: ...
-
-    def __call__(self, inputs: Array, noise: float = 0.0) -> Array: ...
-
-
 def check(
-    model: torch.nn.Module, weights: Weights, extraction: Runs, shape: tuple[int, ...], graph: Graph, *, wide: bool
+    model: torch.nn.Module, weights: Weights, extraction: Runnable, shape: tuple[int, ...], graph: Trace, *, wide: bool
 ) -> None:
     """Compare on random inputs; the model must be :func:`~.undisturbed.undisturbed`.
 
@@ -84,7 +76,7 @@ def _samples(scales: Any, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _compare(
-    model: torch.nn.Module, weights: Weights, extraction: Runs, x: torch.Tensor, mode: str, dtype: torch.dtype
+    model: torch.nn.Module, weights: Weights, extraction: Runnable, x: torch.Tensor, mode: str, dtype: torch.dtype
 ) -> None:
     """In every sample by itself: what rounding explains of a large one must not hide a difference in a small one."""
     try:
@@ -119,7 +111,7 @@ def _compare(
     )
 
 
-def _floor(extraction: Runs, flat: Array, resolution: float) -> float:
+def _floor(extraction: Runnable, flat: Array, resolution: float) -> float:
     """What vanishes beside the outputs of common inputs: ``log(1 + exp(x))`` is zero where ``softplus`` is 10^-20."""
     with np.errstate(all="ignore"):
         common = extraction(_samples(_SCALES[:1], flat.shape[1:]).numpy())

@@ -1,28 +1,32 @@
-"""Extractor: trace a model once, read its weights as often as wanted."""
+"""Extractors: trace a model once, read its weights as often as wanted, as a network, as a graph, or as what fits."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Generic
 
 import torch
 
-from lightning_lipschitz.errors import ExtractionError
+from lightning_lipschitz.errors import ExtractionError, ModelSizeError
 from lightning_lipschitz.extraction.check import check
 from lightning_lipschitz.extraction.execution import execute
-from lightning_lipschitz.extraction.function import torch_function
-from lightning_lipschitz.extraction.interpret import interpret
 from lightning_lipschitz.extraction.linearised import Linearised
 from lightning_lipschitz.extraction.part import Input, Output, part
-from lightning_lipschitz.extraction.result import Extraction
-from lightning_lipschitz.extraction.trace import Graph, example, probe, require_values, trace
+from lightning_lipschitz.extraction.reading import ReadGraph, ReadNetwork, Runnable, Subject
+from lightning_lipschitz.extraction.trace import Trace, example, probe, require_values, trace
 from lightning_lipschitz.extraction.undisturbed import READING, clean, name_of, tensors_of, undisturbed, unwrapped
+from lightning_lipschitz.extraction.walk import walk
 from lightning_lipschitz.network import Network
+from lightning_lipschitz.structured import Graph
+from lightning_lipschitz.structured.parts import measure
+
+LARGEST_ENTRIES = 40_000_000  # of all explicit matrices: 320 MB
+WIDEST_LAYER = 4096  # a dense eigenvalue problem of this size takes minutes
 
 
-class Extractor:
-    """nn.Module -> Network.
+class Reader(Generic[Subject]):
+    """nn.Module -> what a certificate speaks about; :class:`Extractor` and its siblings say in which form.
 
     Tracing takes a fraction of a second (more the first time in a process, when PyTorch loads its compiler);
     ``network()`` then reads the parameters and buffers as they are at that moment, for some milliseconds and a float64
@@ -47,11 +51,6 @@ class Extractor:
         ExtractionError, UnsupportedModuleError: it cannot be read as affine maps and activations with bounded slopes.
         NonFiniteError: a weight is NaN or infinite.
         ArgumentError: the example input.
-
-    Example:
-        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
-        >>> Extractor(model, torch.zeros(1, 2)).network().sizes
-        (2, 3)
     """
 
     def __init__(
@@ -70,13 +69,17 @@ class Extractor:
             given = example(self._model, example_input)
         self._example = torch.zeros((), dtype=given.dtype).expand(given.shape)  # one number: only the shape is of use
         self._name = name
-        self._graph: Graph | None = None
+        self._trace: Trace | None = None
         self.traces = 0
         if at_once:
             self.network()
 
-    def network(self, weights: Mapping[str, torch.Tensor] | None = None) -> Network:
-        """The network with the weights of this moment, checked against the model on random inputs.
+    def _form(self, read: ReadGraph) -> Runnable[Subject]:
+        """The graph that was read in the form of this class."""
+        raise NotImplementedError
+
+    def network(self, weights: Mapping[str, torch.Tensor] | None = None) -> Subject:
+        """The network, or the graph, with the weights of this moment, checked against the model on random inputs.
 
         Args:
             weights: tensors to use in place of the model's own, named as in its ``state_dict``; for instance averaged
@@ -87,34 +90,34 @@ class Extractor:
         """
         with undisturbed(self._model) as rewritten:
             tensors = self._tensors(weights, rewritten)
-            graph, extraction = self._renewed(tensors)
+            traced, extraction = self._renewed(tensors)
             if extraction is None:
-                extraction = self._extract(graph, tensors)
-                self._check(graph, tensors, extraction, wide=False)
+                extraction = self._extract(traced, tensors)
+                self._check(traced, tensors, extraction, wide=False)
         return extraction.network
 
     def function(self, device: torch.device | str = "cpu") -> Callable[[torch.Tensor], torch.Tensor]:
         """The model as a float64 function of (batch, input_size), with the weights of this moment."""
-        return torch_function(self.extract(), device)
+        return self.extract().function(device)
 
-    def extract(self, weights: Mapping[str, torch.Tensor] | None = None) -> Extraction:
+    def extract(self, weights: Mapping[str, torch.Tensor] | None = None) -> Runnable[Subject]:
         """The network together with its activation functions; checked only if the model had to be traced."""
         return self._read(weights)[1]
 
-    def _read(self, weights: Mapping[str, torch.Tensor] | None) -> tuple[Graph, Extraction]:
+    def _read(self, weights: Mapping[str, torch.Tensor] | None) -> tuple[Trace, Runnable[Subject]]:
         with undisturbed(self._model) as rewritten:
             tensors = self._tensors(weights, rewritten)
-            graph, extraction = self._renewed(tensors)
-            return graph, self._extract(graph, tensors) if extraction is None else extraction
+            traced, extraction = self._renewed(tensors)
+            return traced, self._extract(traced, tensors) if extraction is None else extraction
 
     def linearised(self, weights: Mapping[str, torch.Tensor] | None = None) -> Linearised:
-        """The matrices as differentiable functions of the parameters; ``weights`` as in :meth:`network`.
+        """The explicit matrices as differentiable functions of the parameters; ``weights`` as in :meth:`network`.
 
         Raises:
-            NotLinearisedError: an activation of several values.
+            NotLinearisedError: a weight scales what units give within one operator.
         """
-        graph = self._read(weights)[0] if self._graph is None else self._graph
-        return Linearised(graph, {**self._attributes(graph), **self._tensors(weights)}, self._name)
+        traced = self._read(weights)[0] if self._trace is None else self._trace
+        return Linearised(traced, {**self._attributes(traced), **self._tensors(weights)}, self._name)
 
     def refresh(self) -> None:
         """Trace again if the model no longer computes what was traced; ``traces`` tells.
@@ -125,38 +128,37 @@ class Extractor:
         with undisturbed(self._model) as rewritten:
             self._renewed(self._tensors(None, rewritten))
 
-    def _renewed(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Graph, Extraction | None]:
+    def _renewed(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Trace, Runnable[Subject] | None]:
         """Trace, if that was not done or the model no longer does what it did then, and check the reading widely.
 
         Returns:
             The trace; and what was read and checked, None where the trace that there was still holds.
         """
-        if self._graph is not None:
+        if self._trace is not None:
             x = probe(example(self._model, self._example))
             with contextlib.suppress(Exception):  # a model that no longer runs has changed
-                if execute(self._model, tensors, x).digest == self._graph.execution.digest:
-                    return self._graph, None
-        self._graph = None  # of another model, also where this one is refused
-        graph = self._graph = trace(self._model, self._example, tensors)
-        try:
-            extraction = self._extract(graph, tensors)
-            self._check(graph, tensors, extraction, wide=True)
-        except Exception:
-            self._graph = None
-            raise
+                if execute(self._model, tensors, x).digest == self._trace.execution.digest:
+                    return self._trace, None
+        self._trace = None  # of another model, also where this one is refused
+        traced = trace(self._model, self._example, tensors)
+        extraction = self._extract(traced, tensors)
+        self._check(traced, tensors, extraction, wide=True)
+        self._trace = traced
         self.traces += 1
-        return graph, extraction
+        return traced, extraction
 
-    def _check(self, graph: Graph, tensors: Mapping[str, torch.Tensor], extraction: Extraction, *, wide: bool) -> None:
-        check(self._model, tensors, extraction, tuple(self._example.shape[1:]), graph, wide=wide)
+    def _check(
+        self, traced: Trace, tensors: Mapping[str, torch.Tensor], extraction: Runnable[Subject], *, wide: bool
+    ) -> None:
+        check(self._model, tensors, extraction, tuple(self._example.shape[1:]), traced, wide=wide)
 
-    def _extract(self, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> Extraction:
-        return interpret(graph, {**self._attributes(graph), **tensors}, self._name)
+    def _extract(self, traced: Trace, tensors: Mapping[str, torch.Tensor]) -> Runnable[Subject]:
+        return self._form(walk(traced, {**self._attributes(traced), **tensors}, self._name))
 
-    def _attributes(self, graph: Graph) -> dict[str, torch.Tensor]:
+    def _attributes(self, traced: Trace) -> dict[str, torch.Tensor]:
         """Tensors that are plain attributes of a module, as they are now."""
         found = {}
-        for name in set(graph.tensors.values()):
+        for name in set(traced.tensors.values()):
             path, _, attribute = name.rpartition(".")
             with contextlib.suppress(AttributeError):
                 value = getattr(self._model.get_submodule(path), attribute, None)
@@ -188,11 +190,73 @@ class Extractor:
         return tensors
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_graph": None}
+        return self.__dict__ | {"_trace": None}
+
+
+class Extractor(Reader[Network]):
+    """nn.Module -> Network: explicit matrices. See :class:`Reader` for the arguments.
+
+    Raises:
+        ModelSizeError: they would not fit.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+        >>> Extractor(model, torch.zeros(1, 2)).network().sizes
+        (2, 3)
+    """
+
+    def _form(self, read: ReadGraph) -> ReadNetwork:
+        return read.lowered()
+
+
+class GraphExtractor(Reader[Graph]):
+    """nn.Module -> Graph: no matrix larger than the model's own weights is formed. Arguments as for :class:`Reader`.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU())
+        >>> [type(node).__name__ for node in GraphExtractor(model, torch.zeros(1, 3, 64, 64)).network().nodes]
+        ['Input', 'Convolution', 'Elementwise']
+    """
+
+    def _form(self, read: ReadGraph) -> ReadGraph:
+        return read
+
+    def unfolded(self) -> Graph:
+        """The graph with normalisations as nodes of their own, not checked: to see what folding them gains."""
+        with undisturbed(self._model) as rewritten:
+            tensors = self._tensors(None, rewritten)
+            traced, _ = self._renewed(tensors)
+            return walk(traced, {**self._attributes(traced), **tensors}, self._name, folded=False).network
+
+
+class RoutedExtractor(Reader[Network | Graph]):
+    """nn.Module -> Network where its explicit matrices fit, else Graph. Arguments as for :class:`Reader`.
+
+    Example:
+        >>> small, large = torch.nn.Linear(2, 3), torch.nn.Conv2d(3, 64, 3)
+        >>> type(RoutedExtractor(small, torch.zeros(1, 2)).network()).__name__
+        'Network'
+        >>> type(RoutedExtractor(large, torch.zeros(1, 3, 32, 32)).network()).__name__
+        'Graph'
+    """
+
+    def _form(self, read: ReadGraph) -> Runnable[Network | Graph]:
+        if not fits(read.network):
+            return read
+        try:
+            return read.lowered()
+        except ModelSizeError:
+            return read
+
+
+def fits(graph: Graph) -> bool:
+    """Whether the explicit matrices of a model are small enough to be formed, and its layers to be optimised over."""
+    size = measure(graph)
+    return size is None or (size.entries <= LARGEST_ENTRIES and max(size.widths, default=0) <= WIDEST_LAYER)
 
 
 def extract(model: torch.nn.Module, example_input: Any) -> Network:
-    """The network of a model, once. See ``Extractor``.
+    """The network of a model, once. See :class:`Extractor`.
 
     Example:
         >>> extract(torch.nn.Linear(2, 1), torch.zeros(1, 2)).layers

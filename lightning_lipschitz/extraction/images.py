@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lightning_lipschitz.extraction.samples import SampleMixing
+from lightning_lipschitz.extraction.value import SampleMixing
 
 Rule = Callable[..., Any]
 
@@ -48,3 +48,9 @@ def require_batch(index: torch.Tensor, kernel: torch.Tensor) -> None:
     """
     if index.ndim < kernel.ndim:
         raise SampleMixing
+
+
+def spread(value: Any, dims: int) -> list[Any]:
+    """One number for every dimension."""
+    values = [value] if value is None or isinstance(value, int) else list(value)
+    return values * dims if len(values) == 1 else values

@@ -2,13 +2,13 @@
 
 The traced graph itself is run, in float64 and under autograd, with the output of every activation replaced by a fresh
 input. What is left is affine in (x, z_1, ..., z_K), so the images of zero and of the unit vectors are all columns of
-all W_kj at once: convolutions, batch norm, weight norm and shared weights need no rule of their own.
+all W_kj at once: convolutions, batch norm, weight norm and shared weights need no rule of their own. Of the operators
+that bring units, the nodes that their rules made are run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,15 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_lipschitz.extraction.interpret import numbering
+from lightning_lipschitz.certificate.explicit import lower
 from lightning_lipschitz.extraction.location import display_name, path
 from lightning_lipschitz.extraction.patterns import operator_name
-from lightning_lipschitz.extraction.places import NotLinearisedError, RecordedWalk
-from lightning_lipschitz.extraction.trace import Graph
-from lightning_lipschitz.extraction.traced import Traced
+from lightning_lipschitz.extraction.reading import LIMIT
+from lightning_lipschitz.extraction.trace import Trace
+from lightning_lipschitz.extraction.units import NotLinearisedError, UnitOperator, has_units
+from lightning_lipschitz.extraction.value import Value
+from lightning_lipschitz.extraction.walk import walked
+from lightning_lipschitz.structured import Graph
 
 _DIGITS, _LONGEST = 20, 480  # binary, of the length of unit vectors: beyond that of the largest bias, and at most
 _CHUNK = 512  # pairs of samples run at once
@@ -32,22 +35,25 @@ class Linearised:
     """Tensors by name -> (A, C): the rows of all pre-activations and of the output over the sources (x, z_1 ... z_K).
 
     Args:
-        graph: of the model.
-        weights: every tensor that the graph names, as they are now; they decide which units are affine.
+        trace: of the model.
+        weights: every tensor that the trace names, as they are now; they decide which units are affine.
         prefix: dotted name of the model inside a larger one.
 
     Raises:
-        NotLinearisedError: a function of two tensors, or one whose units are no copies of entries.
+        NotLinearisedError: a weight scales, within one operator, what its units give.
         LipschitzError: as the extraction.
     """
 
-    def __init__(self, graph: Graph, weights: Mapping[str, Tensor], prefix: str = "") -> None:
-        walk = RecordedWalk(graph, weights, prefix)
-        number = numbering(walk.affine(), walk.layers)
-        self._graph, self._weights = graph, {name: tensor.detach().clone() for name, tensor in weights.items()}
-        self.sizes = [int(np.prod(graph.shape)), *(walk.layers[k - 1].units.alpha.size for k in number if k)]
-        self._places = {node: walk.place(node, number) for node in walk.created}
-        self._reads = {node: _sources(value, number) for node, value in walk.values.items()}
+    def __init__(self, trace: Trace, weights: Mapping[str, Tensor], prefix: str = "") -> None:
+        steps, output = walked(trace, weights, prefix)
+        graph = Graph(tuple(steps.builder.nodes))
+        lowered = lower(graph, 0, output, limit=LIMIT)
+        self._trace, self._weights = trace, {name: tensor.detach().clone() for name, tensor in weights.items()}
+        self.sizes = list(lowered.network.sizes)
+        self._operators = {
+            node: UnitOperator(steps, node, graph, lowered) for node in steps.made if has_units(steps, node)
+        }
+        self._reads = {node: _sources(value, lowered.reads) for node, value in steps.values.items()}
 
     @property
     def width(self) -> int:
@@ -62,7 +68,7 @@ class Linearised:
         """
         device = next(iter(tensors.values())).device
         known = {name: _double(tensor, device) for name, tensor in {**self._weights, **tensors}.items()}
-        zeros = [torch.zeros(self._graph.batch, n, dtype=torch.float64, device=device) for n in self.sizes]
+        zeros = [torch.zeros(self._trace.batch, n, dtype=torch.float64, device=device) for n in self.sizes]
         values: dict[torch.fx.Node, Any] = {}
         origin = self._run(known, zeros, values)
         columns = [self._columns(k, known, zeros, values, origin) for k in range(len(zeros))]
@@ -110,17 +116,16 @@ class Linearised:
             only: the source that is not zero; nodes that do not read it have their values.
         """
         found: dict[int, Tensor] = {}
-        for node in self._graph.nodes:
+        for node in self._trace.nodes:
             if node.op == "output":
                 if only is None or only in self._reads[node.args[0]]:  # type: ignore[index]
                     found[len(sources)] = values[node.args[0]].reshape(len(sources[0]), -1)  # type: ignore[index]
                 return found
-            place = self._places.get(node)
-            if place and place.number and (only is None or only in self._reads[place.before]):
-                found[place.number] = place.read(values[place.before])
-            if only is not None and only not in self._reads[node]:
-                continue
-            values[node] = self._value(node, tensors, sources, values)
+            operator = self._operators.get(node)
+            if operator is not None and (only is None or only in operator.reads):
+                values[node] = operator(values, sources, found, only)
+            elif operator is None and (only is None or only in self._reads[node]):
+                values[node] = self._value(node, tensors, sources, values)
         raise RuntimeError("a graph without an output")
 
     def _value(
@@ -134,16 +139,13 @@ class Linearised:
             return self._placeholder(node, tensors, sources[0])
         device = sources[0].device
         args, kwargs = tree_map(lambda each: _resolved(each, values, device), (node.args, node.kwargs))
-        place = self._places.get(node)
-        if place is None:
-            return _call(node, args, kwargs)
-        return place.result(sources[place.number], partial(_call, node, args, kwargs))
+        return _call(node, args, kwargs)
 
     def _placeholder(self, node: torch.fx.Node, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        if node.name == self._graph.inputs:
-            return x.reshape(len(x), *self._graph.shape)
-        name = self._graph.tensors.get(node.name, node.name)
-        return tensors[name] if name in tensors else _double(self._graph.constants[node.name], x.device)
+        if node.name == self._trace.inputs:
+            return x.reshape(len(x), *self._trace.shape)
+        name = self._trace.tensors.get(node.name, node.name)
+        return tensors[name] if name in tensors else _double(self._trace.constants[node.name], x.device)
 
 
 def _length(offsets: Iterable[Tensor]) -> Tensor:
@@ -153,10 +155,10 @@ def _length(offsets: Iterable[Tensor]) -> Tensor:
     return torch.where(largest.isfinite(), torch.ldexp(torch.ones_like(largest), exponent), 1.0)
 
 
-def _sources(value: Any, number: Mapping[int, int]) -> frozenset[int]:
-    """Which sources of the network a value depends on."""
-    parts = [each for each in tree_leaves(value) if isinstance(each, Traced)]
-    return frozenset(number[k] for part in parts for k in part.expression.terms if k in number)
+def _sources(value: Any, reads: Mapping[int, frozenset[int]]) -> frozenset[int]:
+    """The sources of the network that a value depends on."""
+    parts = [reads.get(each.node, frozenset()) for each in tree_leaves(value) if isinstance(each, Value)]
+    return frozenset[int]().union(*parts)
 
 
 def _resolved(value: Any, values: Mapping[torch.fx.Node, Any], device: torch.device) -> Any:

@@ -1,11 +1,12 @@
 """The registry: which ATen operator is carried out by which rule.
 
 A rule is a function of the operator's own arguments, after a ``Context``. Tensors that depend on the model's input
-arrive as ``Traced``, all others as plain CPU tensors or numbers. To support one more operator, write one such function:
+arrive as ``Value``, all others as plain CPU tensors or numbers. It adds nodes to the graph, or only moves data. To
+support one more operator, write one such function in a file of ``rules/``:
 
     @rule("neg")
-    def neg(context: Context, x: Traced) -> Traced:
-        return ...
+    def neg(context: Context, x: Value) -> Value:
+        return mul(context, x, -1.0)
 """
 
 from __future__ import annotations
@@ -15,19 +16,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from lightning_lipschitz.errors import ArgumentError, ExtractionError, NonFiniteError, UnsupportedModuleError
+from lightning_lipschitz.extraction.builder import Builder
 from lightning_lipschitz.extraction.constants import exactly
-from lightning_lipschitz.extraction.expression import Expression
-from lightning_lipschitz.extraction.size import DENSE_ENTRY, require_room
-from lightning_lipschitz.network import Array
 
 Rule = Callable[..., Any]
 AnyRule = TypeVar("AnyRule", bound=Rule)
 _RULES: dict[str, Rule] = {}
+
+PRODUCT = "By itself the product of two values that both depend on the input grows without bound."
 
 
 def rule(*operators: str) -> Callable[[AnyRule], AnyRule]:
@@ -49,69 +48,29 @@ def find_rule(operator: str) -> Rule | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Units:
-    """What a layer's units do: ``function(y, *parameters)``, slopes in [alpha, beta] unit by unit or group by group.
-
-    Args:
-        alpha: lower slopes, one a unit.
-        beta: upper slopes, one a unit.
-        function: on a float64 tensor whose last dimension counts the units. It only serves to run the network.
-        parameters: arrays with one entry a unit, handed to ``function``.
-        group: units with the same number satisfy inequality (1) of ``network`` only jointly; None: each on its own.
-    """
-
-    alpha: Array
-    beta: Array
-    function: Callable[..., torch.Tensor]
-    parameters: tuple[Array, ...] = ()
-    group: npt.NDArray[np.int64] | None = None
-
-    def __call__(self, y: Array) -> Array:
-        """The outputs for pre-activations of shape (batch, units)."""
-        parameters = [torch.from_numpy(each) for each in self.parameters]
-        return self.function(torch.from_numpy(y), *parameters).numpy()
-
-    def take(self, chosen: np.ndarray[Any, np.dtype[np.bool_]]) -> Units:
-        """These units only; a group stays whole, because all of its units have the same slopes."""
-        parameters = tuple(each[chosen] for each in self.parameters)
-        group = None if self.group is None else self.group[chosen]
-        return Units(self.alpha[chosen], self.beta[chosen], self.function, parameters, group)
-
-
-@dataclass(frozen=True, eq=False)
-class Activated:
-    """A layer as it is met while the graph is walked."""
-
-    before: Expression
-    units: Units
-    name: str
-
-
-@dataclass(frozen=True, eq=False)
 class Context:
-    """Where in the model a rule is being applied, and the layers found so far.
+    """Where in the model a rule is being applied, and the graph so far.
 
     Args:
+        builder: the graph as it grows.
         path: dotted name of the innermost submodule, "" for the model itself.
         operator: what stands there, as the user would call it.
         line: the user's own line of code, if it is known.
-        batch: number of samples in every traced tensor.
-        layers: grows as activations are met.
-        names: of the tensors that are not traced, by ``id``.
+        names: of the tensors that do not depend on the input, by ``id``.
         dtype: of the result, as the model computes it.
     """
 
+    builder: Builder
     path: str
     operator: str
     line: str
-    batch: int
-    layers: list[Activated]
     names: Mapping[int, str] = field(default_factory=dict)
     dtype: torch.dtype | None = None
 
     @property
-    def layer_name(self) -> str:
-        """The path when it is the activation's own, else the path and the operator."""
+    def name(self) -> str:
+        """The name of a node that is made here: the path when it is the operator's own, else the path and the
+        operator."""
         if self.operator[:1].isupper() and self.path:
             return self.path
         return ".".join(part for part in (self.path, self.operator) if part)
@@ -124,20 +83,6 @@ class Context:
         """The error to raise when it is not the operator that is at fault."""
         where = f"`{self.path}`" if self.path else "the model"
         return ExtractionError(where, f"{reason} {self.line}".strip(), advice)
-
-    def require_room(self, before: Expression) -> None:
-        """Refuse a layer whose explicit matrices, with those of the layers before it, would not fit.
-
-        Raises:
-            ModelSizeError: with the size.
-        """
-        entries = sum(term.shape[0] * term.shape[1] for e in (*self.before, before) for term in e.terms.values())
-        require_room(entries * DENSE_ENTRY, f"the matrices up to `{self.layer_name}`")
-
-    @property
-    def before(self) -> tuple[Expression, ...]:
-        """The pre-activations of the layers found so far."""
-        return tuple(layer.before for layer in self.layers)
 
     def refuse_conversion(self, dtype: torch.dtype | None) -> None:
         """Raise where values of the input are converted to a dtype that rounds them."""

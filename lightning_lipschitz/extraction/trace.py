@@ -28,7 +28,7 @@ from lightning_lipschitz.extraction.undisturbed import clean, computes_in, name_
 
 
 @dataclass(frozen=True, eq=False)
-class Graph:
+class Trace:
     """What one tracing leaves.
 
     Args:
@@ -79,7 +79,7 @@ def example(model: torch.nn.Module, given: object) -> torch.Tensor:
     return torch.zeros(2, *given.shape[1:], dtype=like.dtype, device=like.device)
 
 
-def trace(model: torch.nn.Module, given: Any, weights: Mapping[str, torch.Tensor]) -> Graph:
+def trace(model: torch.nn.Module, given: Any, weights: Mapping[str, torch.Tensor]) -> Trace:
     """Trace once; the model must be :func:`~.undisturbed.undisturbed`.
 
     Args:
@@ -214,7 +214,7 @@ def _refuse_unread(exported: ExportedProgram) -> None:
 
 def _graph(
     model: torch.nn.Module, exported: ExportedProgram, x: torch.Tensor, execution: Execution, fixed: bool
-) -> Graph:
+) -> Trace:
     name = name_of(model)
     signature = exported.graph_signature
     placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
@@ -246,4 +246,4 @@ def _graph(
     constants = {n: exported.constants[target] for n, target in tensors.items() if target in exported.constants}
     nodes, shape = tuple(exported.graph.nodes), tuple(x.shape[1:])
     registered = frozenset(n.name for n, s in specs.items() if s.kind in (InputKind.PARAMETER, InputKind.BUFFER))
-    return Graph(nodes, users[0].name, tensors, constants, len(x), fixed, shape, x.dtype, registered, execution)
+    return Trace(nodes, users[0].name, tensors, constants, len(x), fixed, shape, x.dtype, registered, execution)

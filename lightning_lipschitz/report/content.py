@@ -15,8 +15,7 @@ from torch import Tensor
 from lightning_lipschitz.bounds.lower import steepest_pair
 from lightning_lipschitz.certificate import Certificate, require_proved
 from lightning_lipschitz.errors import CertificateError, LipschitzError
-from lightning_lipschitz.extraction.function import torch_function
-from lightning_lipschitz.extraction.result import Extraction
+from lightning_lipschitz.extraction.reading import ReadNetwork
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.pairwise import PairwiseBounds, pairwise_bounds
 from lightning_lipschitz.report.predictions import Curve, Predictions, accuracy_curve
@@ -62,7 +61,7 @@ class Subject:
     history: Sequence[Mapping[str, Any]] = ()
     unreadable: int = 0
     lower_bound: float | None = None
-    extraction: Extraction | None = None
+    extraction: ReadNetwork | None = None
     inputs: Tensor | None = None
     predictions: Predictions | None = None
     pairs: bool | None = None
@@ -140,13 +139,13 @@ def _layers(subject: Subject, time_limit: float | None) -> tuple[LayerBound, ...
     return layer_bounds(subject.certificate, subject.network, sample=sample, time_limit=time_limit)
 
 
-def _sampler(extraction: Extraction | None, inputs: Tensor | None) -> Callable[[Prefix], float] | None:
-    if extraction is None or inputs is None or not isinstance(extraction.network, Network):
+def _sampler(extraction: ReadNetwork | None, inputs: Tensor | None) -> Callable[[Prefix], float] | None:
+    if extraction is None or inputs is None:
         return None
 
     def sample(part: Prefix) -> float:
         units = tuple(extraction.units[layer] for layer in part.layers)
-        function = torch_function(Extraction(part.network, units, extraction.resolution))
+        function = ReadNetwork(part.network, units, extraction.resolution).function()
         generator = torch.Generator().manual_seed(0)
         found = steepest_pair(
             function, inputs, steps=_ASCENT_STEPS, pairs=_PAIRS, sampled=_SAMPLED, generator=generator

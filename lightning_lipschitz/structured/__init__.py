@@ -4,26 +4,28 @@ from lightning_lipschitz.structured.convolution import Convolution
 from lightning_lipschitz.structured.graph import Graph
 from lightning_lipschitz.structured.nodes import (
     Along,
-    Bounded,
     Concatenation,
     Elementwise,
+    Extremum,
     Gather,
     Input,
     Node,
     Scaling,
     Sum,
+    VectorUnits,
 )
 
 __all__ = [
     "Along",
-    "Bounded",
     "Concatenation",
     "Convolution",
     "Elementwise",
+    "Extremum",
     "Gather",
     "Graph",
     "Input",
     "Node",
     "Scaling",
     "Sum",
+    "VectorUnits",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_lipschitz.digest import digest
 from lightning_lipschitz.errors import ArgumentError, ShapeError
-from lightning_lipschitz.structured.nodes import Concatenation, Content, Gather, Input, Node, Sum
+from lightning_lipschitz.structured.nodes import Concatenation, Content, Extremum, Gather, Input, Node, Sum
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Graph:
         if any(not 0 <= source < number for source in node.sources):
             raise ArgumentError("sources", node.sources, f"earlier nodes, 0 to {number - 1}")
         sizes = tuple(self.nodes[source].size for source in node.sources)
-        if len(sizes) > 1 and not isinstance(node, (Sum, Concatenation)):
+        if len(sizes) > 1 and not isinstance(node, (Sum, Concatenation, Extremum)):
             raise ArgumentError("sources", node.sources, f"one node for a {type(node).__name__}")
         expected = node.expected()
         if expected is not None and sizes != expected:
@@ -71,7 +71,7 @@ class Graph:
 
     def _contents(self) -> Iterator[Content]:
         """Everything that a bound depends on; every list after its length."""
-        yield f"lightning-lipschitz graph 2 {len(self.nodes)}"
+        yield f"lightning-lipschitz graph 3 {len(self.nodes)}"
         for node in self.nodes:
             parts = list(node.contents())
             yield f"{type(node).__name__} {node.sources} {node.size} {len(parts)}"

@@ -176,16 +176,61 @@ class Elementwise(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Bounded(Node):
-    """A map of which only ``|dz| <= kappa |dy|`` is used: max-pooling, softmax, normalisation of a sample."""
+class VectorUnits(Node):
+    r"""Functions of whole vectors, ``width`` consecutive numbers each: maxima, sorting, softmax, norms.
 
-    kappa: float
+    What is used of them is, for any two vectors y and y + dy,
+
+    .. math:: \sum_i (dz_i - \alpha\, dy_i)\,(dz_i - \beta\, dy_i) \le 0,
+
+    so that :math:`|dz| \le \max(|\alpha|, |\beta|)\, |dy|`: with c the middle and r half the length of the interval,
+    the sum is :math:`|dz - c\,dy|^2 - r^2 |dy|^2`.
+
+    Args:
+        alpha, beta: the slopes of every vector, alpha < beta.
+        width: numbers in a vector.
+        scalar: whether only the first number of every result is given on, because the others are zero.
+    """
+
+    alpha: float
+    beta: float
+    width: int
+    scalar: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kappa", finite(self.kappa, "kappa"))
+        for name in ("alpha", "beta"):
+            object.__setattr__(self, name, real_number(getattr(self, name), name))
+        if not (np.isfinite(self.alpha) and np.isfinite(self.beta) and self.alpha < self.beta):
+            raise ArgumentError("slopes", (self.alpha, self.beta), "finite numbers alpha < beta")
+        if self.width < 1 or self.size % (1 if self.scalar else self.width):
+            raise ShapeError("width", self.width, f"a divisor of {self.size}")
+
+    @property
+    def vectors(self) -> int:
+        """How many there are."""
+        return self.size if self.scalar else self.size // self.width
+
+    def expected(self) -> tuple[int, ...]:
+        return (self.vectors * self.width,)
 
     def contents(self) -> Iterator[Content]:
-        yield self.kappa.hex()
+        yield f"{self.alpha.hex()} {self.beta.hex()} {self.width} {self.scalar}"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Extremum(Node):
+    """The larger of two entries at every place, or the smaller: ``max(x, y) = x + relu(y - x)``.
+
+    No entry moves by more than one of the two that it is made of, so that ``|dz|^2 <= |dx|^2 + |dy|^2``.
+    """
+
+    smallest: bool = False
+
+    def expected(self) -> tuple[int, ...]:
+        return (self.size, self.size)
+
+    def contents(self) -> Iterator[Content]:
+        yield str(self.smallest)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_lipschitz.structured.graph import Graph
-from lightning_lipschitz.structured.nodes import Bounded, Elementwise
+from lightning_lipschitz.structured.nodes import Elementwise, Extremum, VectorUnits
 
 
 def members(graph: Graph, start: int, end: int) -> tuple[int, ...] | None:
@@ -85,7 +85,7 @@ def inside(graph: Graph, chain: Sequence[int], start: int, end: int) -> bool:
 def measure(graph: Graph, start: int = 0, end: int | None = None) -> Size | None:
     """What a part would be as a network, by counting; None where a path avoids ``start``. The whole graph by default.
 
-    Every :class:`Bounded` node counts as a layer.
+    Units on vectors count by what they give: a window of a pooling layer as one.
     """
     end = len(graph.nodes) - 1 if end is None else end
     inside = members(graph, start, end)
@@ -96,7 +96,7 @@ def measure(graph: Graph, start: int = 0, end: int | None = None) -> Size | None
     for number in inside[1:]:
         node = graph.nodes[number]
         reads = frozenset[int]().union(*(sources[source] for source in node.sources))
-        unit = isinstance(node, (Elementwise, Bounded))
+        unit = isinstance(node, (Elementwise, VectorUnits, Extremum))
         if unit or number == end:
             entries += node.size * sum(graph.nodes[source].size for source in reads)
             read += node.size if start in reads else 0

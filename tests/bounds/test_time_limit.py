@@ -24,7 +24,7 @@ from lightning_lipschitz.certificate import Norms, Status, prove, prove_composit
 from lightning_lipschitz.certificate.operators import cheap_node_norm, node_norm, node_norm_holds
 from lightning_lipschitz.certificate.spectral import cheap_norm_upper_bound, norm_holds
 from lightning_lipschitz.errors import ArgumentError, TimeLimitError
-from lightning_lipschitz.extraction.structured import RoutedExtractor, StructuredExtractor
+from lightning_lipschitz.extraction import GraphExtractor, RoutedExtractor
 from lightning_lipschitz.structured import Convolution
 from tests.helpers import NETWORKS, chain
 from tests.models import make, randomized_norm
@@ -107,7 +107,7 @@ def test_cheap_norms_are_bounds_and_proofs(shape, scale):
 def test_cheap_norms_of_convolutions(options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=2 if "dilation" in options else 1, **options), nn.BatchNorm2d(6))
-    graph = StructuredExtractor(model.eval(), torch.zeros(2, 4, 8, 8)).network()
+    graph = GraphExtractor(model.eval(), torch.zeros(2, 4, 8, 8)).network()
     nodes = [node for node in graph.nodes if isinstance(node, Convolution)]
     assert nodes
     for node in nodes:
@@ -126,7 +126,7 @@ def convolutional(width: int) -> nn.Module:
 
 
 def test_composed_with_nothing_left():
-    graph = StructuredExtractor(convolutional(8), torch.zeros(2, 3, 16, 16)).network()
+    graph = GraphExtractor(convolutional(8), torch.zeros(2, 3, 16, 16)).network()
     found = certify_graph(graph, Settings(method="composed"), over())
     assert found.certified
     assert found.status is ll.Status.TIME_LIMIT
@@ -186,7 +186,7 @@ def test_parts_that_do_not_fit_are_not_begun(name, left, each, begun, monkeypatc
     monkeypatch.setattr(cost, "rates", lambda: cost.Rates(1e9, 1e9, 1e9))
     monkeypatch.setattr(parts, "LARGEST_ROWS", 40)  # small images are convolutional, and not written out
     torch.manual_seed(0)
-    graph = StructuredExtractor(nn.Sequential(*PARTS[name]()).eval(), torch.zeros(2, 1, 8, 8)).network()
+    graph = GraphExtractor(nn.Sequential(*PARTS[name]()).eval(), torch.zeros(2, 1, 8, 8)).network()
     every = [(part.start, part.end) for part in parts.cut(graph)]
     every += [(part.start, part.end) for part in channels.cut(graph, parts.cut(graph))]
     now, found, norms = Stopped(), [], composed._norms

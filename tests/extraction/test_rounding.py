@@ -12,7 +12,7 @@ from scipy import sparse
 from torch import nn
 
 from lightning_lipschitz.extraction import Extractor, extract
-from lightning_lipschitz.extraction.coefficients import Coefficients, dense, frobenius, identity, stacked, zeros
+from lightning_lipschitz.certificate.coefficients import Coefficients, dense, frobenius, identity, stacked, zeros
 from tests.models import Lambda, randomized_norm
 
 NUMBERS = st.one_of(

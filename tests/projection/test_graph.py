@@ -13,7 +13,7 @@ from torch import nn
 import lightning_lipschitz as ll
 from lightning_lipschitz.errors import ProjectionError
 from lightning_lipschitz.extraction import Extractor
-from lightning_lipschitz.extraction.places import NotLinearisedError
+from lightning_lipschitz.extraction.units import NotLinearisedError
 from lightning_lipschitz.projection import nearest, project
 from lightning_lipschitz.projection.dense import Form, centred, evaluate
 from lightning_lipschitz.projection.graph_map import rows_of, with_rows

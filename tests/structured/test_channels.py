@@ -19,7 +19,7 @@ from lightning_lipschitz.certificate.explicit import explicit
 from lightning_lipschitz.certificate.matrices import convolution_matrix
 from lightning_lipschitz.certificate.proofs import Channels, Composition
 from lightning_lipschitz.certificate.spectrum import prove_channels, spectrum
-from lightning_lipschitz.extraction.structured import StructuredExtractor
+from lightning_lipschitz.extraction import GraphExtractor
 from lightning_lipschitz.structured import Elementwise, Graph, Input, Sum
 from tests.models import of
 from tests.structured.models import Residual, seq
@@ -61,7 +61,7 @@ def read(name):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = factory().eval()
-    return StructuredExtractor(model, torch.zeros(1, *shape)).extract()
+    return GraphExtractor(model, torch.zeros(1, *shape)).extract()
 
 
 def sampled(extraction):
@@ -137,7 +137,7 @@ def test_what_is_not_of_the_kind():
 def two_blocks():
     torch.manual_seed(0)
     model = seq(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), Residual(3, 3), Residual(3, 4, 2)).eval()
-    return StructuredExtractor(model, torch.zeros(1, 1, 12, 12)).extract()
+    return GraphExtractor(model, torch.zeros(1, 1, 12, 12)).extract()
 
 
 def test_parts_of_a_model_are_certified_and_saved(monkeypatch):
@@ -162,7 +162,7 @@ def test_random_residual_blocks(data):
     stride, size = data.draw(st.integers(1, 2)), data.draw(st.integers(3, 4))
     columns, rows = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 2))
     model = Residual(columns, rows, stride).eval()
-    extraction = StructuredExtractor(model, torch.zeros(1, columns, size, size)).extract()
+    extraction = GraphExtractor(model, torch.zeros(1, columns, size, size)).extract()
     graph = extraction.network
     end = max(number for number, node in enumerate(graph.nodes) if isinstance(node, Sum))
     proposal = channels.propose(graph, 0, end)

@@ -21,7 +21,7 @@ from lightning_lipschitz.certificate import Composition, prove_composition
 from lightning_lipschitz.certificate.explicit import explicit
 from lightning_lipschitz.errors import ArgumentError, ShapeError, SolverError, UnsupportedModuleError
 from lightning_lipschitz.extraction import Extractor
-from lightning_lipschitz.extraction.structured import StructuredExtractor
+from lightning_lipschitz.extraction import GraphExtractor
 from lightning_lipschitz.structured import Along, Bounded, Elementwise, Gather, Graph, Input, Scaling, Sum
 from lightning_lipschitz.structured.parts import chains, measure
 from tests.models import Lambda, randomized_norm
@@ -33,7 +33,7 @@ RTOL = 1e-6
 @functools.cache
 def read(name):
     model, shape = make(name)
-    extractor = StructuredExtractor(model, torch.zeros(1, *shape))
+    extractor = GraphExtractor(model, torch.zeros(1, *shape))
     return extractor.extract(), extractor.network()
 
 
@@ -137,7 +137,7 @@ class Skip(nn.Module):
 @given(st.data())
 def test_random_networks(data):
     model, shape = random_cnn(data)
-    extraction = StructuredExtractor(model, torch.zeros(1, *shape)).extract()
+    extraction = GraphExtractor(model, torch.zeros(1, *shape)).extract()
     certificate = certify_graph(extraction.network, Settings(method="norm-product"))
     assert sampled(extraction) <= certificate.upper_bound * (1 + 1e-9)
     steepest = lower_bound(model, torch.randn(8, *shape), steps=10, pairs=4).value

@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_lipschitz.errors import ExtractionError, NonFiniteError, UnsupportedModuleError
 from lightning_lipschitz.extraction import Extractor
-from lightning_lipschitz.extraction.structured import RoutedExtractor, StructuredExtractor
+from lightning_lipschitz.extraction import GraphExtractor, RoutedExtractor
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.structured import Convolution, Gather, Graph, Scaling
 from tests import models as explicit_models
@@ -39,7 +39,7 @@ ALL = {name: functools.partial(make, name) for name in MODELS} | {
 @functools.cache
 def read(name):
     model, shape = ALL[name]()
-    return model, shape, StructuredExtractor(model, torch.zeros(1, *shape)).extract()
+    return model, shape, GraphExtractor(model, torch.zeros(1, *shape)).extract()
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -57,10 +57,10 @@ def test_the_graph_computes_what_the_model_computes(name):
 
 def test_normalisations_become_part_of_the_convolution():
     model, shape = make("small_resnet")
-    kinds = [type(node) for node in StructuredExtractor(model, torch.zeros(1, *shape)).network().nodes]
+    kinds = [type(node) for node in GraphExtractor(model, torch.zeros(1, *shape)).network().nodes]
     assert Scaling not in kinds
     assert Gather not in kinds
-    unfolded = [type(node) for node in StructuredExtractor(model, torch.zeros(1, *shape)).unfolded().nodes]
+    unfolded = [type(node) for node in GraphExtractor(model, torch.zeros(1, *shape)).unfolded().nodes]
     assert unfolded.count(Scaling) == 5
 
 
@@ -70,12 +70,12 @@ def test_a_normalisation_that_others_see_unscaled_stays():
         conv=nn.Conv1d(2, 2, 1),
         norm=randomized_norm(nn.BatchNorm1d, 2),
     ).eval()
-    StructuredExtractor(model, torch.zeros(1, 2, 3))
+    GraphExtractor(model, torch.zeros(1, 2, 3))
 
 
 def test_folding_accounts_for_its_rounding():
     model = nn.Sequential(nn.Conv1d(2, 3, 2), randomized_norm(nn.BatchNorm1d, 3)).eval()
-    (node,) = StructuredExtractor(model, torch.zeros(1, 2, 4)).network().nodes[1:]
+    (node,) = GraphExtractor(model, torch.zeros(1, 2, 4)).network().nodes[1:]
     assert isinstance(node, Convolution)
     conv, norm = model
     exact = [
@@ -90,7 +90,7 @@ def test_folding_accounts_for_its_rounding():
 
 def test_circular_padding_is_a_torus():
     model, shape = make("conv_circular")
-    (node,) = StructuredExtractor(model, torch.zeros(1, *shape)).network().nodes[1:]
+    (node,) = GraphExtractor(model, torch.zeros(1, *shape)).network().nodes[1:]
     assert node.circular
 
 
@@ -107,27 +107,27 @@ def test_refused_with_a_verdict(name):
     verdict, function, says = REFUSED[name]
     model = nn.Sequential(nn.Linear(3, 4), Lambda(lambda m, x: function(x)))
     with pytest.raises(UnsupportedModuleError, match=re.escape(says)) as caught:
-        StructuredExtractor(model, torch.zeros(1, 3))
+        GraphExtractor(model, torch.zeros(1, 3))
     assert caught.value.verdict == verdict
 
 
 def test_samples_must_not_mix():
     for function in (lambda x: x - x.mean(0), lambda x: x + x.roll(1, 0), lambda x: torch.softmax(x, 0)):
         with pytest.raises(ExtractionError, match="amples of a batch"):
-            StructuredExtractor(Lambda(lambda m, x, f=function: f(x)), torch.zeros(1, 3))
+            GraphExtractor(Lambda(lambda m, x, f=function: f(x)), torch.zeros(1, 3))
 
 
 def test_a_graph_that_is_not_the_model_is_an_error():
     model = Lambda(lambda m, x: x * 2 if x.shape[0] > 1 else x)
     with pytest.raises(ExtractionError, match="does not reproduce"):
-        StructuredExtractor(model, torch.zeros(1, 3))
+        GraphExtractor(model, torch.zeros(1, 3))
 
 
 def test_weights_must_be_finite():
     model = nn.Conv2d(1, 1, 2)
     model.weight.data[0, 0, 0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="`weight`"):
-        StructuredExtractor(model, torch.zeros(1, 1, 3, 3))
+        GraphExtractor(model, torch.zeros(1, 1, 3, 3))
 
 
 def test_the_route_depends_on_the_size_alone():
@@ -146,7 +146,7 @@ def test_what_has_no_explicit_rule_is_read_as_a_graph():
 
 def test_the_function_is_differentiable():
     model, shape = make("small_resnet")
-    function = StructuredExtractor(model, torch.zeros(1, *shape)).function()
+    function = GraphExtractor(model, torch.zeros(1, *shape)).function()
     x = torch.randn(2, *shape, dtype=torch.float64).flatten(1).requires_grad_()
     function(x).sum().backward()
     assert x.grad.abs().sum() > 0

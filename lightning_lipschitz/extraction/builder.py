@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lightning_lipschitz.extraction.structured.value import Layout, Value
+from lightning_lipschitz.extraction.value import Indices, Layout, SampleMixing, Value
 from lightning_lipschitz.structured import Concatenation, Gather, Input, Node, Sum
 from lightning_lipschitz.structured.nodes import Array
 
@@ -47,7 +47,7 @@ class Builder:
         """A node as a tensor of samples of this shape."""
         return Value.of_shape(number, self.batch, shape)
 
-    def selected(self, value: Value, entries: np.ndarray, bias: Array | None = None) -> int:
+    def selected(self, value: Value, entries: Indices, bias: Array | None = None) -> int:
         """A node of these entries of the value's node, which may be that node itself; -1 stands for zero."""
         entries = entries.reshape(-1)
         same = len(entries) == value.size and np.array_equal(entries, np.arange(value.size))
@@ -57,7 +57,7 @@ class Builder:
 
     def ordered(self, value: Value) -> int:
         """A node that holds a sample-first value in its own order."""
-        return value.node if value.in_order else self.selected(value, value.entries().numpy())
+        return self.selected(value, value.entries().numpy())
 
     def compact(self, value: Value) -> Value:
         """The value on a node without entries that it does not show, where there are such."""
@@ -70,21 +70,29 @@ class Builder:
         sample, entry = value.index // value.size, value.index % value.size
         return Value(number, len(shown), sample * len(shown) + rank[entry], value.batch)
 
+    def samples(self, value: Value) -> tuple[int, Layout]:
+        """A node that holds what the first dimension of a value counts one after the other, and their places.
+
+        Those are samples, or parts of samples that were folded into that dimension: frames, patches, tokens.
+        """
+        layout = value.moved(value.index.reshape(len(value.index), -1)).layout(vector=True)
+        return self.selected(value, layout.entries), layout
+
     def laid(self, value: Value, vector: bool = False) -> tuple[int, Layout]:
         """A node that holds the rows of a value one after the other, and their places."""
         layout = value.layout(vector)
         return self.selected(value, layout.entries), layout
 
-    def total(self, left: Value, right: Value) -> tuple[int, Layout] | None:
-        """A node that is the entrywise sum of two values of one shape; None where their samples lie differently."""
-        if torch.equal(left.index, right.index) and left.size == right.size and left.in_order:
-            numbers, layout = [left.node, right.node], left.layout()
-        else:
-            (one, layout), (two, other) = self.laid(left), self.laid(right)
-            if not torch.equal(layout.positions, other.positions):
-                return None
-            numbers = [one, two]
-        return self.add(Sum(sources=tuple(numbers), size=layout.entries.size)), layout
+    def total(self, left: Value, right: Value) -> Value:
+        """The entrywise sum of two values of one shape.
+
+        Raises:
+            SampleMixing: their samples lie differently.
+        """
+        (one, layout), (two, other) = self.laid(left), self.laid(right)
+        if not torch.equal(layout.positions, other.positions):
+            raise SampleMixing
+        return layout.place(self.add(Sum(sources=(one, two), size=layout.entries.size)))
 
     def joined(self, values: Sequence[Value]) -> tuple[int, list[torch.Tensor]]:
         """A node that holds the nodes of all values, and the values' indices in it."""

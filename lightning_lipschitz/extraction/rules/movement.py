@@ -1,17 +1,17 @@
-"""Operators that only move data, or only read a shape."""
+"""Rules for operators that only move data, or only read a shape."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_lipschitz.extraction.rules_composite import register_filled
-from lightning_lipschitz.extraction.samples import SampleMixing, broadcast
-from lightning_lipschitz.extraction.structured.registry import Context, rule
-from lightning_lipschitz.extraction.structured.value import Value
+from lightning_lipschitz.extraction.constants import known
+from lightning_lipschitz.extraction.registry import Context, rule
+from lightning_lipschitz.extraction.value import SampleMixing, Value, broadcast
 
 _MOVES = (
     "alias atleast_1d atleast_2d atleast_3d broadcast_to channel_shuffle chunk clone contiguous detach diagonal expand "
@@ -20,6 +20,7 @@ _MOVES = (
     "split split_with_sizes squeeze swapaxes swapdims t take_along_dim tensor_split tile transpose unbind unflatten "
     "unfold unsqueeze view view_as _unsafe_view positive"
 )
+_FILLED = "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty fill zero"
 
 
 def carry_out(context: Context, operator: str, args: Any, kwargs: Any) -> Any:
@@ -51,12 +52,19 @@ for _operator in _MOVES.split():
 
 
 def lifted(context: Context, constant: Any, like: Value) -> Value:
-    """A known sample-first tensor as a value: no entry of the input, and a bias."""
-    known = context.constant(constant)
-    if len(known) != context.builder.batch or torch.any(known != known[:1]):
+    """A known tensor as a value, its samples counted where those of another value are: no entry of the input, and a
+    bias.
+
+    Raises:
+        SampleMixing: it is not the same for every sample.
+    """
+    axis = like.batch_axis()
+    values = context.constant(constant).movedim(axis, 0)
+    if len(values) != context.builder.batch or torch.any(values != values[:1]):
         raise SampleMixing
-    entries, bias = np.full(known[0].numel(), -1), known[0].reshape(-1).numpy()
-    return context.builder.whole(context.builder.selected(like, entries, bias), known.shape[1:])
+    entries, bias = np.full(values[0].numel(), -1), values[0].reshape(-1).numpy()
+    made = context.builder.whole(context.builder.selected(like, entries, bias), values.shape[1:])
+    return made.moved(made.index.movedim(0, axis))
 
 
 @rule("cat", "concat", "concatenate")
@@ -79,7 +87,7 @@ def stack(context: Context, tensors: list[Any], dim: int = 0) -> Any:
     return carry_out(context, "stack", (_all_values(context, tensors), dim), {})
 
 
-def _all_values(context: Context, tensors: list[Any]) -> list[Value]:
+def _all_values(context: Context, tensors: Sequence[Any]) -> list[Value]:
     like = next(each for each in tensors if isinstance(each, Value))
     return [each if isinstance(each, Value) else lifted(context, each, like) for each in tensors]
 
@@ -104,12 +112,26 @@ def copy(context: Context, x: Any, source: Any, non_blocking: bool = False) -> A
 @rule("constant_pad_nd")
 def constant_pad_nd(context: Context, x: Value, pad: list[int], value: float = 0.0) -> Value:
     """A known number around a traced tensor."""
-    entries = x.entries()
-    if len(pad) > 2 * entries.ndim:
+    sides = [(0, 0)] * x.index.ndim
+    sides[x.index.ndim - len(pad) // 2 :] = [(pad[k], pad[k + 1]) for k in range(len(pad) - 2, -2, -2)]
+    if sides[0] == (0, 0):
+        return _padded(context, x, sides, value)
+    axis = x.batch_axis()
+    if sides[axis] != (0, 0):
         raise SampleMixing
-    padded = torch.ops.aten.constant_pad_nd(entries, pad, -1)
+    sides.insert(0, sides.pop(axis))
+    made = _padded(context, x.moved(x.index.movedim(axis, 0)), sides, value)
+    return made.moved(made.index.movedim(0, axis))
+
+
+def _padded(context: Context, x: Value, sides: list[tuple[int, int]], value: float) -> Value:
+    """With a first dimension that is not padded."""
+    layout = x.moved(x.index.flatten(1)).layout(vector=True)
+    entries = torch.from_numpy(layout.entries).reshape(-1, *x.shape[1:])
+    padded = torch.ops.aten.constant_pad_nd(entries, [side for pair in reversed(sides[1:]) for side in pair], -1)
     bias = torch.where(padded < 0, context.constant(value), 0.0).reshape(-1).numpy()
-    return context.builder.whole(context.builder.selected(x, padded.numpy(), bias), padded.shape)
+    placed = layout.place(context.builder.selected(x, padded.numpy(), bias), padded[0].numel())
+    return placed.moved(placed.index.reshape(-1, *padded.shape[1:]))
 
 
 @rule("pad")
@@ -124,18 +146,13 @@ def pad(context: Context, x: Value, pad: list[int], mode: str = "constant", valu
 
 @rule("where")
 def where(context: Context, condition: Any, x: Any, y: Any) -> Value:
-    """A choice by a known mask: the sum of what it leaves of both sides."""
+    """A choice by a known mask."""
     if isinstance(condition, Value):
         raise context.unsupported("not yet", "By itself a choice that depends on the input jumps where it changes.")
     condition = condition.bool()
-    if not isinstance(x, Value) or not isinstance(y, Value):
-        return _kept(context, condition, x, y) if isinstance(x, Value) else _kept(context, ~condition, y, x)
-    parts = [_kept(context, condition, x, 0.0), _kept(context, ~condition, y, 0.0)]
-    indices = broadcast(*(part.index for part in parts))
-    total = context.builder.total(*(part.moved(index) for part, index in zip(parts, indices, strict=True)))
-    if total is None:
-        raise SampleMixing
-    return total[1].place(total[0])
+    if isinstance(x, Value) and isinstance(y, Value):
+        return cast(Value, carry_out(context, "where", (condition, x, y), {}))
+    return _kept(context, condition, x, y) if isinstance(x, Value) else _kept(context, ~condition, y, x)
 
 
 def _kept(context: Context, mask: torch.Tensor, value: Value, known: Any) -> Value:
@@ -197,7 +214,17 @@ def sym_numel(context: Context, x: Value) -> int:
     return x.index.numel()
 
 
-register_filled(rule)
+def _register_filled(operator: str) -> None:
+    @rule(operator)
+    def filled(context: Context, x: Value, *args: Any, **kwargs: Any) -> Any:
+        """A known tensor that takes nothing but shape and dtype from the value."""
+        blank = torch.zeros(x.shape, dtype=context.dtype)
+        blank = blank.double() if blank.is_floating_point() else blank
+        return known(getattr(torch.ops.aten, operator)(blank, *args, **kwargs), operator)
+
+
+for _operator in _FILLED.split():
+    _register_filled(_operator)
 
 
 @rule("item", "_local_scalar_dense")

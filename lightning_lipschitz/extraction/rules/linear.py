@@ -1,20 +1,20 @@
-"""Sums, multiples and matrices along one dimension."""
+"""Rules for sums, multiples, normalisation by known statistics, and matrices along one dimension."""
 
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF
-from lightning_lipschitz.extraction.rules_composite import register_composites
-from lightning_lipschitz.extraction.samples import SampleMixing, broadcast
-from lightning_lipschitz.extraction.structured.registry import PRODUCT, Context, rule
-from lightning_lipschitz.extraction.structured.value import Value
+from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, frobenius, product_up
+from lightning_lipschitz.extraction.registry import PRODUCT, Context, rule
+from lightning_lipschitz.extraction.value import Value, broadcast
+from lightning_lipschitz.network import Array
 from lightning_lipschitz.structured import Along, Scaling
-from lightning_lipschitz.structured.nodes import Array
 
 
 @rule("add", "add_")
@@ -24,10 +24,7 @@ def add(context: Context, x: Any, y: Any, alpha: float = 1) -> Value:
         y = mul(context, y, alpha) if isinstance(y, Value) else context.constant(y) * context.constant(alpha)
     if isinstance(x, Value) and isinstance(y, Value):
         left, right = broadcast(x.index, y.index)
-        total = context.builder.total(x.moved(left), y.moved(right))
-        if total is None:
-            raise SampleMixing
-        return total[1].place(total[0])
+        return context.builder.total(x.moved(left), y.moved(right))
     value: Value = x if isinstance(x, Value) else y
     known = context.constant(y if isinstance(x, Value) else x)
     if not torch.any(known) and known.numel() == 1:
@@ -92,7 +89,32 @@ def div(context: Context, x: Any, y: Any, rounding_mode: str | None = None) -> V
     return scaled(context, x, context.constant(1.0 / divisors), 0.0 if exact else UNIT_ROUNDOFF)
 
 
-register_composites(rule, Value, add, mul, div, scaled)
+def _apply(context: Context, of_values: Callable[..., Any], of_numbers: Callable[..., Any], x: Any, y: Any) -> Any:
+    if isinstance(x, Value) or isinstance(y, Value):
+        return of_values(context, x, y)
+    return of_numbers(context.constant(x), context.constant(y))
+
+
+@rule("lerp")
+def lerp(context: Context, x: Any, y: Any, weight: Any) -> Any:
+    """``x + weight (y - x)``; with a known weight ``(1 - weight) x + weight y``, which reads x once."""
+    if isinstance(x, Value) and not isinstance(weight, Value):
+        kept = scaled(context, x, 1.0 - context.constant(weight), UNIT_ROUNDOFF)
+        return add(context, kept, _apply(context, mul, operator.mul, y, weight))
+    way = _apply(context, sub, operator.sub, y, x)
+    return add(context, x, _apply(context, mul, operator.mul, way, weight))
+
+
+@rule("addcmul")
+def addcmul(context: Context, x: Any, y: Any, z: Any, *, value: Any = 1) -> Any:
+    """``x + value y z``."""
+    return add(context, x, _apply(context, mul, operator.mul, y, z), alpha=value)
+
+
+@rule("addcdiv")
+def addcdiv(context: Context, x: Any, y: Any, z: Any, *, value: Any = 1) -> Any:
+    """``x + value y / z``."""
+    return add(context, x, _apply(context, div, operator.truediv, y, z), alpha=value)
 
 
 @rule("neg", "negative")
@@ -116,8 +138,8 @@ def batch_norm_no_training(
     return result, None, None
 
 
-@rule("batch_norm")
-def batch_norm(
+@rule("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
+def native_batch_norm(
     context: Context,
     x: Value,
     weight: Any,
@@ -128,12 +150,18 @@ def batch_norm(
     momentum: float,
     eps: float,
     *_: Any,
-) -> Value:
-    """The same behind one more argument; without running statistics the samples of a batch act on each other."""
+) -> tuple[Value, None, None]:
+    """In either mode; without running statistics the samples of a batch act on each other."""
     if training or mean is None:
         advice = "Keep running statistics (track_running_stats=True), or samples act on each other."
         raise context.unsupported("replace", advice)
-    return batch_norm_no_training(context, x, weight, bias, mean, variance, momentum, eps)[0]
+    return batch_norm_no_training(context, x, weight, bias, mean, variance, momentum, eps)
+
+
+@rule("batch_norm")
+def batch_norm(context: Context, x: Value, *args: Any) -> Value:
+    """The normalised values alone, without the statistics."""
+    return native_batch_norm(context, x, *args)[0]
 
 
 def apply_weight(context: Context, x: Value, weight: Array, bias: Array | None = None, rounding: float = 0.0) -> Value:
@@ -142,6 +170,19 @@ def apply_weight(context: Context, x: Value, weight: Array, bias: Array | None =
     rows = len(layout.entries)
     node = Along(sources=(number,), matrix=weight, before=rows, rounding=rounding, name=context.name)
     return layout.place(context.builder.add(node, None if bias is None else np.tile(bias, rows)), len(weight))
+
+
+def along_axes(context: Context, x: Value, matrices: Sequence[Array], relative: float) -> Value:
+    """One matrix for every dimension after the first two, whose entries are exact to a relative error."""
+    number, layout = context.builder.samples(x)
+    shape = [len(layout.entries), *x.shape[1:]]
+    for axis, matrix in enumerate(matrices, start=2):
+        before, after = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+        rounding = product_up(relative, frobenius(matrix))
+        node = Along(sources=(number,), matrix=matrix, before=before, after=after, rounding=rounding, name=context.name)
+        number, shape[axis] = context.builder.add(node), len(matrix)
+    placed = layout.place(number, math.prod(shape[1:]))
+    return placed.moved(placed.index.reshape(-1, *shape[1:]))
 
 
 @rule("linear")
@@ -221,12 +262,13 @@ def einsum(context: Context, equation: str, operands: list[Any], path: Any = Non
     a, b = (labels[traced.index(True)], labels[traced.index(False)]) if len(operands) == 2 else ("", "")
     inner, outer = [each for each in b if each in a], [each for each in b if each not in a]
     kept = [each for each in a if each not in b]
-    usual = "." not in equation and len(set(a)) == len(a) and len(set(b)) == len(b) and inner
+    usual = len(operands) == 2 and "." not in equation and len(set(a)) == len(a) and len(set(b)) == len(b)
     if not usual or sorted(result) != sorted(kept + outer):
         raise context.unsupported("not yet", f"The equation {equation!r} has no rule; write it with matmul and sum.")
     x, known = operands[traced.index(True)], context.constant(operands[traced.index(False)])
     known = known.permute([b.index(each) for each in outer + inner])
-    index = x.index.permute([a.index(each) for each in kept + inner]).flatten(len(kept))
+    index = x.index.permute([a.index(each) for each in kept + inner])
+    index = index.flatten(len(kept)) if inner else index[..., None]
     applied = apply_weight(context, x.moved(index), known.reshape(math.prod(known.shape[: len(outer)]), -1).numpy())
-    spread = applied.index.reshape(*applied.index.shape[:-1], *known.shape[: len(outer)])
+    spread = applied.index.reshape(*applied.shape[:-1], *known.shape[: len(outer)])
     return applied.moved(spread.permute([(kept + outer).index(each) for each in result]))

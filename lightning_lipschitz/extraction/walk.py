@@ -1,4 +1,4 @@
-"""Walk a traced graph and make a structured one.
+"""The walk over a trace: it makes the graph of a model, operator by operator, with the rules of the registry.
 
 Whatever does not depend on the model's input is evaluated as it stands, on the CPU and in the model's own dtype.
 """
@@ -14,20 +14,18 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_lipschitz.errors import ExtractionError, LipschitzError
+from lightning_lipschitz.extraction.builder import Builder
 from lightning_lipschitz.extraction.constants import conversion, double, folded
+from lightning_lipschitz.extraction.fold import fold
 from lightning_lipschitz.extraction.location import cast_resolution, display_name, line, path
 from lightning_lipschitz.extraction.patterns import operator_name
+from lightning_lipschitz.extraction.reading import ReadGraph
 from lightning_lipschitz.extraction.refusals import refusal, unknown
-from lightning_lipschitz.extraction.registry import require_finite
-from lightning_lipschitz.extraction.samples import SampleMixing
-from lightning_lipschitz.extraction.structured.builder import Builder
-from lightning_lipschitz.extraction.structured.extraction import StructuredExtraction
-from lightning_lipschitz.extraction.structured.fold import fold
-from lightning_lipschitz.extraction.structured.registry import Context, find_rule
-from lightning_lipschitz.extraction.structured.rules_movement import lifted
-from lightning_lipschitz.extraction.structured.value import Value
-from lightning_lipschitz.extraction.trace import Graph as Trace
+from lightning_lipschitz.extraction.registry import Context, find_rule, require_finite
+from lightning_lipschitz.extraction.rules.movement import lifted
+from lightning_lipschitz.extraction.trace import Trace
 from lightning_lipschitz.extraction.undisturbed import clean
+from lightning_lipschitz.extraction.value import SampleMixing, Value
 from lightning_lipschitz.structured import Graph
 
 _EXACT = ("alias", "clone", "detach", "expand", "lift_fresh_copy", "permute", "reshape", "t", "transpose", "view")
@@ -35,8 +33,8 @@ _EXACT = ("alias", "clone", "detach", "expand", "lift_fresh_copy", "permute", "r
 
 def walk(
     trace: Trace, weights: Mapping[str, torch.Tensor], prefix: str = "", *, folded: bool = True
-) -> StructuredExtraction:
-    """The structured graph with these weights.
+) -> ReadGraph:
+    """The graph with these weights.
 
     Args:
         trace: of the model.
@@ -49,19 +47,33 @@ def walk(
         ExtractionError: samples of a batch act on each other, or the result is random.
         NonFiniteError: a parameter or a constant holds NaN or infinity.
     """
-    steps = _Walk(trace, weights, prefix)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False), np.errstate(over="ignore", invalid="ignore"):
-        output = steps.output(steps.run())
-        if folded:
-            fold(steps.builder, output)
+    steps, output = walked(trace, weights, prefix)
+    if folded:
+        fold(steps.builder, output)
     return _finished(steps.builder, output, steps.resolution)
 
 
-class _Walk:
+def walked(trace: Trace, weights: Mapping[str, torch.Tensor], prefix: str = "") -> tuple[Walk, int]:
+    """A walk that has arrived, and the number of the output's node. Arguments and errors as for :func:`walk`."""
+    steps = Walk(trace, weights, prefix)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), np.errstate(over="ignore", invalid="ignore"):
+        return steps, steps.output(steps.run())
+
+
+class Walk:
+    """One walk.
+
+    Attributes:
+        builder: the graph as it grows.
+        values: of the nodes of the trace.
+        made: the numbers of the nodes of the graph that each operator brought.
+    """
+
     def __init__(self, trace: Trace, weights: Mapping[str, torch.Tensor], prefix: str) -> None:
         self.trace, self.weights, self.prefix = trace, weights, prefix
         self.builder = Builder(trace.batch, int(np.prod(trace.shape)))
         self.values: dict[torch.fx.Node, Any] = {}
+        self.made: dict[torch.fx.Node, range] = {}
         self.names: dict[int, str] = {}
         self.resolution = 0.0
         self.name = f"`{prefix}`" if prefix else "the model"
@@ -89,7 +101,8 @@ class _Walk:
         return tensor
 
     def call(self, node: torch.fx.Node) -> Any:
-        args, kwargs = tree_map(self.resolve, (node.args, node.kwargs))
+        args, kwargs = self.arguments(node)
+        first = len(self.builder.nodes)
         self.resolution = max(self.resolution, cast_resolution(node))
         context = self.context(node)
         traced = sum(isinstance(value, Value) for value in tree_leaves((args, kwargs)))
@@ -99,6 +112,7 @@ class _Walk:
         try:
             result = rule(context, *args, **kwargs) if rule else self.constant(node, args, kwargs)
             context.refuse_conversion(conversion(node, result, Value, self.trace.dtype))
+            self.made[node] = range(first, len(self.builder.nodes))
             return result
         except SampleMixing:
             reason = f"`{context.operator}` lets the samples of a batch act on each other, or depends on their number."
@@ -117,6 +131,10 @@ class _Walk:
             raise context.refused(f"`{operator}` draws random numbers.", "In evaluation mode it must be deterministic.")
         if traced:
             raise context.unsupported(*(known or unknown()))
+
+    def arguments(self, node: torch.fx.Node) -> Any:
+        """The positional and the named arguments of an operator, as its rule gets them."""
+        return tree_map(self.resolve, (node.args, node.kwargs))
 
     def resolve(self, value: Any) -> Any:
         if isinstance(value, torch.fx.Node):
@@ -154,7 +172,7 @@ class _Walk:
             raise ExtractionError(self.name, reason, "Return one row a sample.") from None
 
 
-def _finished(builder: Builder, output: int, resolution: float) -> StructuredExtraction:
+def _finished(builder: Builder, output: int, resolution: float) -> ReadGraph:
     """Without the nodes that nobody reads; the output last."""
     needed = {0, output}
     for number in range(output, 0, -1):
@@ -168,4 +186,4 @@ def _finished(builder: Builder, output: int, resolution: float) -> StructuredExt
     ]
     biases = {new[number]: bias for number, bias in builder.biases.items() if number in new}
     functions = {new[number]: function for number, function in builder.functions.items() if number in new}
-    return StructuredExtraction(Graph(tuple(nodes)), biases, functions, resolution)
+    return ReadGraph(Graph(tuple(nodes)), biases, functions, resolution)

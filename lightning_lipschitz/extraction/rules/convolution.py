@@ -1,25 +1,24 @@
-"""Convolutions, forwards and transposed."""
+"""Rules for convolutions, forwards and transposed.
+
+Frames, or other parts of a sample, that were folded into the first dimension are convolved each on its own: they become
+groups of channels of one convolution.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from lightning_lipschitz.errors import ArgumentError
-from lightning_lipschitz.extraction.images import require_batch
-from lightning_lipschitz.extraction.structured.registry import PRODUCT, Context, rule
-from lightning_lipschitz.extraction.structured.value import Value
+from lightning_lipschitz.extraction.images import require_batch, spread
+from lightning_lipschitz.extraction.registry import PRODUCT, Context, rule
+from lightning_lipschitz.extraction.value import Layout, SampleMixing, Value
 from lightning_lipschitz.structured import Convolution
 
 Pairs = tuple[tuple[int, int], ...]
-
-
-def _spread(value: Any, dims: int) -> list[int]:
-    """One number for every dimension."""
-    values = [value] if isinstance(value, int) else list(value)
-    return values * dims if len(values) == 1 else values
 
 
 def _padding(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> Pairs:
@@ -29,7 +28,7 @@ def _padding(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> Pa
     if padding == "same":
         total = [gap * (size - 1) for size, gap in zip(kernel, dilation, strict=True)]
         return tuple((each // 2, each - each // 2) for each in total)
-    return tuple((each, each) for each in _spread(padding, len(kernel)))
+    return tuple((each, each) for each in spread(padding, len(kernel)))
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -49,13 +48,17 @@ def convolution(
     require_batch(x.index, weight)
     kernel = context.constant(weight).numpy()
     taps = kernel.shape[2:]
-    stride, dilation = _spread(stride, len(taps)), _spread(dilation, len(taps))
+    stride, dilation = spread(stride, len(taps)), spread(dilation, len(taps))
     pairs = _padding(padding, taps, dilation)
     circular = _circular(context, x, kernel, stride, dilation, pairs, groups)
-    if circular is None:
-        source, image = context.builder.ordered(x), tuple(x.index.shape[1:])
-        circular = _node(context, source, kernel, image, stride, pairs, dilation, groups)
-    return _added(context, circular, bias, circular.result)
+    if circular is not None:
+        return _added(context, circular, bias, circular.result)
+    source, layout = context.builder.samples(x)
+    parts = len(layout.entries)
+    kernel = np.tile(kernel, (parts, *[1] * (kernel.ndim - 1))) if parts > 1 else kernel
+    image = (parts * x.shape[1], *x.shape[2:])
+    node = _node(context, source, kernel, image, stride, pairs, dilation, parts * groups)
+    return _added(context, node, bias, node.result, layout)
 
 
 def _node(
@@ -92,10 +95,11 @@ def _circular(
     around = [(pad[k], pad[k + 1]) if k < len(pad) else (0, 0) for k in range(0, 2 * (inner.index.ndim - 2), 2)]
     if len(pad) > len(around) * 2 or min(pad) < 0:
         return None
-    source, image = context.builder.ordered(inner), tuple(inner.index.shape[1:])
+    padding, image = tuple(reversed(around)), tuple(inner.shape[1:])
     try:
-        return _node(context, source, kernel, image, stride, tuple(reversed(around)), dilation, groups, circular=True)
-    except ArgumentError:  # outputs or taps meet on the circle: the padded image is convolved instead
+        source = context.builder.ordered(inner)
+        return _node(context, source, kernel, image, stride, padding, dilation, groups, circular=True)
+    except (ArgumentError, SampleMixing):  # outputs or taps meet on the circle, or there are frames: it is padded
         return None
 
 
@@ -116,17 +120,19 @@ def transposed(
         raise context.unsupported("not yet", PRODUCT)
     require_batch(x.index, weight)
     kernel = context.constant(weight).numpy()
-    taps, lengths = kernel.shape[2:], x.index.shape[2:]
-    stride, dilation, padding, extra = (_spread(v, len(taps)) for v in (stride, dilation, padding, output_padding))
+    taps, lengths = kernel.shape[2:], x.shape[2:]
+    stride, dilation, padding, extra = (spread(v, len(taps)) for v in (stride, dilation, padding, output_padding))
     geometry = zip(lengths, stride, padding, dilation, taps, extra, strict=True)
     image = [(n - 1) * s - 2 * p + d * (k - 1) + e + 1 for n, s, p, d, k, e in geometry]
-    shape = (kernel.shape[1] * groups, *image)
     pairs = tuple((p, p) for p in padding)
-    source = context.builder.ordered(x)
-    node = _node(context, source, kernel, shape, stride, pairs, dilation, groups, transposed=True)
-    if node.result != tuple(x.index.shape[1:]):
+    source, layout = context.builder.samples(x)
+    parts = len(layout.entries)
+    shape = (parts * groups * kernel.shape[1], *image)
+    kernel = np.tile(kernel, (parts, *[1] * (kernel.ndim - 1))) if parts > 1 else kernel
+    node = _node(context, source, kernel, shape, stride, pairs, dilation, parts * groups, transposed=True)
+    if node.result != (parts * x.shape[1], *lengths):
         raise context.unsupported("not yet", "An output padding that is longer than the stride has no rule.")
-    return _added(context, node, bias, shape)
+    return _added(context, node, bias, shape, layout)
 
 
 @rule("convolution")
@@ -148,9 +154,17 @@ def any_convolution(
     return convolution(context, x, weight, bias, stride, padding, dilation, groups)
 
 
-def _added(context: Context, node: Convolution, bias: Any, shape: Sequence[int]) -> Value:
-    """The node with its bias, one a channel."""
+def _added(
+    context: Context, node: Convolution, bias: Any, shape: Sequence[int], layout: Layout | None = None
+) -> Value:
+    """The node with its bias, one a channel, at the places of the parts that were convolved."""
     offsets = None
     if bias is not None:
-        offsets = np.repeat(context.constant(bias).numpy(), int(np.prod(shape[1:])))
-    return context.builder.whole(context.builder.add(node, offsets), shape)
+        known = context.constant(bias).numpy()
+        offsets = np.repeat(np.tile(known, shape[0] // len(known)), math.prod(shape[1:]))
+    number = context.builder.add(node, offsets)
+    if layout is None:
+        return context.builder.whole(number, shape)
+    channels = shape[0] // len(layout.entries)
+    placed = layout.place(number, channels * math.prod(shape[1:]))
+    return placed.moved(placed.index.reshape(-1, channels, *shape[1:]))

@@ -1,4 +1,5 @@
-"""Scalings that follow a convolution or a matrix become part of it: a normalisation costs no factor of its own."""
+"""Scalings that follow a convolution or a matrix become part of it, so that a normalisation costs no factor of its own;
+what is gathered of a gather is gathered of its source."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, frobenius, product_up, sum_up
-from lightning_lipschitz.extraction.structured.builder import Builder
-from lightning_lipschitz.structured import Along, Convolution, Node, Scaling
-from lightning_lipschitz.structured.nodes import Array
+from lightning_lipschitz.extraction.builder import Builder
+from lightning_lipschitz.network import Array
+from lightning_lipschitz.structured import Along, Convolution, Gather, Node, Scaling
 
 
 def fold(builder: Builder, output: int) -> None:
@@ -18,6 +19,8 @@ def fold(builder: Builder, output: int) -> None:
     readers = Counter(source for node in builder.nodes for source in node.sources)
     readers[output] += 1
     for number, node in enumerate(builder.nodes):
+        if isinstance(node, Gather):
+            _gather_at_once(builder, number, node)
         if not isinstance(node, Scaling) or readers[node.sources[0]] > 1:
             continue
         before = builder.nodes[node.sources[0]]
@@ -28,6 +31,16 @@ def fold(builder: Builder, output: int) -> None:
         if shift is not None:
             builder.biases[number] = builder.biases.get(number, 0.0) + shift * node.factors
         builder.nodes[number] = made
+
+
+def _gather_at_once(builder: Builder, number: int, node: Gather) -> None:
+    before = builder.nodes[node.sources[0]]
+    if isinstance(before, Gather):
+        kept, shift = node.indices >= 0, builder.biases.get(node.sources[0])
+        if shift is not None:
+            builder.biases[number] = builder.biases.get(number, 0.0) + np.where(kept, shift[node.indices], 0.0)
+        indices = np.where(kept, before.indices[node.indices], -1)
+        builder.nodes[number] = replace(node, sources=before.sources, indices=indices)
 
 
 def _folded(before: Node, scaling: Scaling) -> Node | None:

@@ -1,4 +1,5 @@
-"""Elementwise activations, whose slopes are in the table of ``extraction.slopes``."""
+"""Rules for elementwise activations, whose slopes are in the table of ``extraction.slopes``, and for the larger of two
+values."""
 
 from __future__ import annotations
 
@@ -10,13 +11,12 @@ import torch
 
 from lightning_lipschitz.extraction.constants import resolution
 from lightning_lipschitz.extraction.functions import SCALED, leaky, of_activation
-from lightning_lipschitz.extraction.samples import broadcast
+from lightning_lipschitz.extraction.registry import Context, rule
+from lightning_lipschitz.extraction.rules.linear import scaled
 from lightning_lipschitz.extraction.slopes import NotLipschitzError, activations
-from lightning_lipschitz.extraction.structured.registry import Context, rule
-from lightning_lipschitz.extraction.structured.rules_linear import scaled
-from lightning_lipschitz.extraction.structured.value import Value
-from lightning_lipschitz.structured import Bounded, Elementwise
-from lightning_lipschitz.structured.nodes import Array
+from lightning_lipschitz.extraction.value import Layout, SampleMixing, Value, broadcast
+from lightning_lipschitz.network import Array
+from lightning_lipschitz.structured import Elementwise, Extremum
 
 
 def _register(operator: str, table: Callable[..., tuple[float, float]]) -> None:
@@ -83,7 +83,7 @@ for _function, _like in SCALED.items():
     _register_scaled(_function, _like)
 
 
-def _aligned(context: Context, x: Value, constant: Any) -> tuple[int, Any, Array]:
+def _aligned(context: Context, x: Value, constant: Any) -> tuple[int, Layout, Array]:
     """The node and the layout of a value broadcast against a known tensor, and that tensor by entry."""
     index, constant = broadcast(x.index, context.constant(constant))
     number, layout = context.builder.laid(x.moved(index))
@@ -91,12 +91,12 @@ def _aligned(context: Context, x: Value, constant: Any) -> tuple[int, Any, Array
 
 
 def _units(
-    context: Context, number: int, layout: Any, slopes: tuple[Array, Array], function: Callable[..., torch.Tensor]
+    context: Context, number: int, layout: Layout, slopes: tuple[Array, Array], function: Callable[..., torch.Tensor]
 ) -> Value:
     """Units that differ from entry to entry."""
     alpha, beta = slopes
     node = Elementwise(sources=(number,), size=len(alpha), alpha=alpha, beta=beta, name=context.name)
-    return layout.place(context.builder.add(node, None, function))  # type: ignore[no-any-return]
+    return layout.place(context.builder.add(node, None, function))
 
 
 @rule("clamp", "clip")
@@ -128,23 +128,27 @@ def clamp_max(context: Context, x: Value, max: Any) -> Value:
     return clamp(context, x, max=max)
 
 
-def _register_extremum(operator: str, one_sided: Callable[..., Value], halves: Callable[..., torch.Tensor]) -> None:
-    @rule(operator)
-    def extremum(context: Context, x: Any, y: Any) -> Value:
-        """Of two values: no entry moves by more than one of its two arguments, so the constant is 1 on the pair."""
-        if not (isinstance(x, Value) and isinstance(y, Value)):
-            return one_sided(context, *((x, y) if isinstance(x, Value) else (y, x)))
-        left, right = broadcast(x.index, y.index)
-        (one, layout), (two, other) = (context.builder.laid(x.moved(left)), context.builder.laid(y.moved(right)))
-        if not torch.equal(layout.positions, other.positions):
-            raise context.unsupported("not yet", "Its two arguments lie differently in memory.")
-        size = layout.entries.size
-        pair, _ = context.builder.joined([context.builder.whole(one, (size,)), context.builder.whole(two, (size,))])
-        again = one == two
-        node = Bounded(sources=(pair,), size=size, kappa=1.0, name=context.name)
-        function = (lambda v: v) if again else (lambda v: halves(v[..., :size], v[..., size:]))
-        return layout.place(context.builder.add(node, None, function))
+def _extremum(context: Context, x: Any, y: Any, smallest: bool) -> Value:
+    if not (isinstance(x, Value) and isinstance(y, Value)):
+        value, known = (x, y) if isinstance(x, Value) else (y, x)
+        return clamp(context, value, **{"max" if smallest else "min": known})
+    left, right = broadcast(x.index, y.index)
+    (one, layout), (two, other) = (context.builder.laid(x.moved(left)), context.builder.laid(y.moved(right)))
+    if not torch.equal(layout.positions, other.positions):
+        raise SampleMixing
+    if one == two:
+        return layout.place(one)
+    node = Extremum(sources=(one, two), size=layout.entries.size, smallest=smallest, name=context.name)
+    return layout.place(context.builder.add(node))
 
 
-_register_extremum("maximum", clamp_min, torch.maximum)
-_register_extremum("minimum", clamp_max, torch.minimum)
+@rule("maximum")
+def maximum(context: Context, x: Any, y: Any) -> Value:
+    """The larger one at every place; of a value and a known tensor it is a clamp."""
+    return _extremum(context, x, y, smallest=False)
+
+
+@rule("minimum")
+def minimum(context: Context, x: Any, y: Any) -> Value:
+    """The smaller one at every place; of a value and a known tensor it is a clamp."""
+    return _extremum(context, x, y, smallest=True)

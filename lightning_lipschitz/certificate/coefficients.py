@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, product_up
+from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, gamma, product_up, sum_up
 from lightning_lipschitz.certificate.floating_point import frobenius as norm_up
 from lightning_lipschitz.network import Array
 
@@ -27,10 +27,6 @@ _is_sparse: Callable[[Any], bool] = sparse.issparse  # scipy-stubs would narrow 
 
 _SMALLEST = 2.0**-1074  # what a product may lose to underflow (twice that, to be safe)
 _ROUND_UP = 1.0 + 2.0**-48  # covers the few operations that evaluate a bound
-
-
-def _gamma(k: int) -> float:
-    return k * UNIT_ROUNDOFF / (1.0 - k * UNIT_ROUNDOFF) * _ROUND_UP
 
 
 def frobenius(matrix: Matrix) -> float:
@@ -77,9 +73,16 @@ class Coefficients:
         return _is_sparse(self.matrix) and self.matrix.nnz == 0 and self.rounding == 0.0
 
     def rows(self, indices: Indices) -> Coefficients:
-        """The rows of these numbers, repeated ones included."""
-        repeats = int(np.bincount(indices, minlength=1).max(initial=1)) if self.rounding else 1
-        return Coefficients(self.matrix[indices], product_up(self.rounding, math.sqrt(repeats), _ROUND_UP))
+        """The rows of these numbers, repeated ones included; -1 stands for a row of zeros."""
+        if not self.matrix.shape[0]:
+            return zeros(len(indices), self.shape[1])
+        repeats = int(np.bincount(indices[indices >= 0], minlength=1).max()) if self.rounding else 1
+        matrix = self.matrix[indices]
+        if np.any(indices < 0):
+            matrix = _scale_rows(matrix, (indices >= 0).astype(np.float64))
+            if _is_sparse(matrix):
+                matrix.eliminate_zeros()
+        return Coefficients(matrix, product_up(self.rounding, math.sqrt(repeats), _ROUND_UP))
 
     def scaled(self, factors: Array, relative: float = 0.0) -> Coefficients:
         """Row ``i`` times ``factors[i]``, whose own relative error is at most ``relative``."""
@@ -101,19 +104,22 @@ class Coefficients:
             matrix, (product_up(UNIT_ROUNDOFF, frobenius(matrix)) + self.rounding + other.rounding) * _ROUND_UP
         )
 
-    def premultiplied(self, weight: Matrix, relative: float = 0.0) -> Coefficients:
-        """``weight @ self``: ``gamma_k |weight|_F |self|_F`` of rounding, none when no two entries are added.
+    def premultiplied(self, weight: Matrix, rounding: float = 0.0) -> Coefficients:
+        """``weight @ self``, the weight itself within a Frobenius distance of ``rounding``.
 
-        A ``relative`` error of every entry of ``weight`` moves the product by at most that times |weight|_F |self|_F.
+        ``gamma_k |weight|_F |self|_F`` of rounding, k the most entries of a row of the weight; none when no two entries
+        are added.
         """
+        norm, own = frobenius(weight), frobenius(self.matrix)
+        carried = product_up(norm, self.rounding), product_up(rounding, own), product_up(rounding, self.rounding)
         columns = _selected_columns(self.matrix) if self.rounding == 0.0 else None
         moved = None if columns is None else _move_columns(weight, columns, self.shape[1])
         if moved is not None:
-            return Coefficients(moved, product_up(relative, frobenius(moved)))
-        product, inner, norm = weight @ self.matrix, weight.shape[1], frobenius(weight)
-        underflow = 2 * inner * _SMALLEST * math.sqrt(math.prod(product.shape))
-        made = product_up(_gamma(inner + 2) + relative, _ROUND_UP, norm, frobenius(self.matrix)) + underflow
-        return Coefficients(product, (made + product_up(1.0 + 2.0 * relative, norm, self.rounding)) * _ROUND_UP)
+            return Coefficients(moved, rounding)
+        product = weight @ self.matrix
+        longest = int(np.max(np.diff(weight.indptr), initial=0)) if _is_sparse(weight) else weight.shape[1]
+        lost = product_up(2 * longest * _SMALLEST, math.sqrt(math.prod(product.shape)), _ROUND_UP)
+        return Coefficients(product, sum_up(product_up(gamma(longest + 2), norm, own), lost, *carried))
 
 
 def stacked(blocks: Sequence[Coefficients]) -> Coefficients:

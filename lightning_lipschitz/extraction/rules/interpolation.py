@@ -12,17 +12,17 @@ import torch
 
 from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF
 from lightning_lipschitz.extraction.registry import Context, rule
-from lightning_lipschitz.extraction.rules_matrix import along
-from lightning_lipschitz.extraction.traced import Traced
+from lightning_lipschitz.extraction.rules.linear import along_axes
+from lightning_lipschitz.extraction.value import Value
 from lightning_lipschitz.network import Array
 
 
 def _register(operator: str) -> None:
     @rule(operator)
-    def nearest(context: Context, x: Traced, *args: Any) -> Traced:
+    def nearest(context: Context, x: Value, *args: Any) -> Value:
         """Copies; the integers that say which entry lies where are exact in float64."""
         moved = getattr(torch.ops.aten, operator)(x.index.double(), *args)
-        return Traced(x.expression, moved.long(), context.batch)
+        return x.moved(moved.long())
 
 
 for _dims in (1, 2, 3):
@@ -31,14 +31,13 @@ for _dims in (1, 2, 3):
 
 
 @rule("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d")
-def linear(context: Context, x: Traced, output_size: Any, align_corners: bool, scale_factors: Any = None) -> Traced:
+def linear(context: Context, x: Value, output_size: Any, align_corners: bool, scale_factors: Any = None) -> Value:
     """Separable: weights that are rational numbers, each rounded once to float64."""
-    lengths = x.index.shape[2:]
+    lengths = x.shape[2:]
     factors = [None] * len(lengths) if scale_factors is None else scale_factors
     sizes = output_size or [floor(n * factor) for n, factor in zip(lengths, factors, strict=True)]
-    for axis, (n, m, factor) in enumerate(zip(lengths, sizes, factors, strict=True), start=2):
-        x = along(x, axis, _matrix(n, m, align_corners, factor), UNIT_ROUNDOFF)
-    return x
+    geometry = zip(lengths, sizes, factors, strict=True)
+    return along_axes(context, x, [_matrix(n, m, align_corners, f) for n, m, f in geometry], UNIT_ROUNDOFF)
 
 
 def _matrix(n: int, m: int, align_corners: bool, factor: float | None) -> Array:

@@ -23,56 +23,48 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from lightning_lipschitz.extraction import functions
-from lightning_lipschitz.extraction.registry import Context, Units, rule
-from lightning_lipschitz.extraction.rules_activation import new_layer
-from lightning_lipschitz.extraction.rules_arithmetic import maximum, minimum, neg
+from lightning_lipschitz.extraction.registry import Context, rule
+from lightning_lipschitz.extraction.rules.activation import maximum, minimum
+from lightning_lipschitz.extraction.rules.linear import neg
 from lightning_lipschitz.extraction.slopes import Slopes
-from lightning_lipschitz.extraction.traced import Traced
-from lightning_lipschitz.network import Array
+from lightning_lipschitz.extraction.value import Value
+from lightning_lipschitz.structured import VectorUnits
 
 Function = Callable[..., torch.Tensor]
 
 
 def on_vectors(
     context: Context,
-    x: Traced,
+    x: Value,
     slopes: Slopes,
     function: Function,
     *,
     scalar: bool = False,
     parameters: tuple[torch.Tensor, ...] = (),
-) -> Traced:
-    """``function`` of every vector along the last dimension, as a layer with one group a vector.
+) -> Value:
+    """``function`` of every vector along the last dimension.
 
     Args:
         context: where it stands.
         x: the vectors.
-        slopes: (alpha, beta) of every group.
+        slopes: (alpha, beta) of every vector.
         function: maps (..., width) to (..., width), or to (..., 1) when ``scalar``.
         scalar: whether the result has no last dimension.
         parameters: tensors of the shape of ``x``, handed to ``function``.
     """
-    layout = x.layout(vector=True)
+    number, layout = context.builder.laid(x, vector=True)
     rows, width = layout.entries.shape
-    alpha, beta = (np.full(rows * width, slope) for slope in slopes)
-    given = tuple(_of_one_sample(each, layout.positions) for each in parameters)
-    units = Units(alpha, beta, _by_vector(function, width), given, np.repeat(np.arange(rows), width))
-    after = new_layer(context, layout.select(x.expression), units)
-    return layout.place(after.select(np.arange(rows) * width)) if scalar else layout.place(after, width)
+    given = [each.reshape(-1, width)[layout.positions[0]] for each in parameters]
 
+    def run(y: torch.Tensor) -> torch.Tensor:
+        return function(y.unflatten(-1, (rows, width)), *(each.to(y.device) for each in given)).flatten(-2)
 
-def _of_one_sample(values: torch.Tensor, positions: torch.Tensor) -> Array:
-    rows = values.reshape(-1, values.shape[-1])[positions[0]]
-    return rows.reshape(-1).numpy().astype(np.float64)
-
-
-def _by_vector(function: Function, width: int) -> Function:
-    def units(y: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        vectors = [each.reshape(*each.shape[:-1], -1, width) for each in (y, *parameters)]
-        z = function(*vectors)
-        return F.pad(z, (0, width - z.shape[-1])).flatten(-2)
-
-    return units
+    size = rows if scalar else rows * width
+    alpha, beta = slopes
+    node = VectorUnits(
+        sources=(number,), size=size, alpha=alpha, beta=beta, width=width, scalar=scalar, name=context.name
+    )
+    return layout.place(context.builder.add(node, None, run), None if scalar else width)
 
 
 def vector_length(y: torch.Tensor) -> torch.Tensor:
@@ -81,36 +73,36 @@ def vector_length(y: torch.Tensor) -> torch.Tensor:
     return length
 
 
-def _last(x: Traced, dim: int) -> Traced:
-    return replace(x, index=x.index.movedim(dim, -1))
+def _last(x: Value, dim: int) -> Value:
+    return x.moved(x.index.movedim(dim, -1))
 
 
-def _back(x: Traced, dim: int) -> Traced:
-    return replace(x, index=x.index.movedim(-1, dim))
+def _back(x: Value, dim: int) -> Value:
+    return x.moved(x.index.movedim(-1, dim))
 
 
-def _vectors(x: Traced, dim: Any) -> Traced:
+def _vectors(x: Value, dim: Any) -> Value:
     """The dimensions ``dim`` (None or none: all but the batch) as one, the last."""
     if dim is None or (isinstance(dim, (list, tuple)) and not dim):
         dim = list(range(x.index.ndim))
     dims = [each % x.index.ndim for each in ([dim] if isinstance(dim, int) else dim)]
     kept = [each for each in range(x.index.ndim) if each not in dims]
-    return replace(x, index=x.index.permute(*kept, *dims).flatten(len(kept)))
+    return x.moved(x.index.permute(*kept, *dims).flatten(len(kept)))
 
 
-def _reduced(context: Context, x: Traced, dim: Any, keepdim: bool, function: Function) -> Traced:
+def _reduced(context: Context, x: Value, dim: Any, keepdim: bool, function: Function) -> Value:
     """A function of slope at most 1 from vectors to numbers."""
     result = on_vectors(context, _vectors(x, dim), (-1.0, 1.0), function, scalar=True)
     if not keepdim:
         return result
     every = range(x.index.ndim)
     dims = [d % x.index.ndim for d in ([dim] if isinstance(dim, int) else dim or every)]
-    shape = [1 if d in dims else length for d, length in enumerate(x.index.shape)]
-    return replace(result, index=result.index.reshape(shape))
+    shape = [1 if d in dims else length for d, length in enumerate(x.shape)]
+    return result.moved(result.index.reshape(shape))
 
 
 @rule("softmax", "_softmax", "_safe_softmax")
-def softmax(context: Context, x: Traced, dim: int, dtype: Any = None) -> Traced:
+def softmax(context: Context, x: Value, dim: int, dtype: Any = None) -> Value:
     """The gradient of the convex log-sum-exp, whose Hessian diag(p) - p p' has norm at most 1/2.
 
     By Gershgorin: row i sums to p_i (1 - p_i) + p_i sum_{j != i} p_j = 2 p_i (1 - p_i) <= 1/2 in absolute value.
@@ -119,54 +111,51 @@ def softmax(context: Context, x: Traced, dim: int, dtype: Any = None) -> Traced:
 
 
 @rule("log_softmax", "_log_softmax")
-def log_softmax(context: Context, x: Traced, dim: int, dtype: Any = None) -> Traced:
+def log_softmax(context: Context, x: Value, dim: int, dtype: Any = None) -> Value:
     """``y - 1 logsumexp(y)``, of Lipschitz constant sqrt(n).
 
     Its Jacobian I - 1 p' is a projection, because p'1 = 1. For n >= 2 neither it nor 1 p' is zero, so they have the
     same norm, |1| |p| = sqrt(n) |p| <= sqrt(n). For n = 1 it is zero.
     """
-    kappa = math.sqrt(x.index.shape[dim]) * (1.0 + 2.0**-50)  # above the real root
+    kappa = math.sqrt(x.shape[dim]) * (1.0 + 2.0**-50)  # above the real root
     return _back(on_vectors(context, _last(x, dim), (-kappa, kappa), lambda y: torch.log_softmax(y, -1)), dim)
 
 
 @rule("logsumexp")
-def logsumexp(context: Context, x: Traced, dim: Any, keepdim: bool = False) -> Traced:
+def logsumexp(context: Context, x: Value, dim: Any, keepdim: bool = False) -> Value:
     """Its gradient p has |p|_2 <= |p|_1 = 1."""
     return _reduced(context, x, dim, keepdim, lambda y: torch.logsumexp(y, -1, keepdim=True))
 
 
 @rule("amax")
-def amax(context: Context, x: Traced, dim: Any = (), keepdim: bool = False) -> Traced:
+def amax(context: Context, x: Value, dim: Any = (), keepdim: bool = False) -> Value:
     """|max u - max v| <= max |u - v| <= |u - v|_2."""
     return _reduced(context, x, dim, keepdim, lambda y: y.amax(-1, keepdim=True))
 
 
 @rule("amin")
-def amin(context: Context, x: Traced, dim: Any = (), keepdim: bool = False) -> Traced:
+def amin(context: Context, x: Value, dim: Any = (), keepdim: bool = False) -> Value:
     """``-max(-x)``."""
     return neg(context, amax(context, neg(context, x), dim, keepdim))
 
 
-@rule("max")
-def max_(context: Context, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    """Of two tensors; of all entries; or along a dimension, the values (the positions jump and have no rule)."""
-    if isinstance(dim, (Traced, torch.Tensor)):
-        return maximum(context, x, dim)
-    return amax(context, x) if dim is None else (amax(context, x, dim, keepdim), None)
+def _register_extremum(operator: str, of_two: Callable[..., Value], of_entries: Callable[..., Value]) -> None:
+    @rule(operator)
+    def extremum(context: Context, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        """Of two tensors; of all entries; or along a dimension, the values (the positions jump and have no rule)."""
+        if isinstance(dim, (Value, torch.Tensor)):
+            return of_two(context, x, dim)
+        return of_entries(context, x) if dim is None else (of_entries(context, x, dim, keepdim), None)
 
 
-@rule("min")
-def min_(context: Context, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    """Of two tensors; of all entries; or along a dimension, the values (the positions jump and have no rule)."""
-    if isinstance(dim, (Traced, torch.Tensor)):
-        return minimum(context, x, dim)
-    return amin(context, x) if dim is None else (amin(context, x, dim, keepdim), None)
+_register_extremum("max", maximum, amax)
+_register_extremum("min", minimum, amin)
 
 
 @rule("sort")
 def sort(
-    context: Context, x: Traced, dim: int = -1, descending: bool = False, stable: bool = False
-) -> tuple[Traced, None]:
+    context: Context, x: Value, dim: int = -1, descending: bool = False, stable: bool = False
+) -> tuple[Value, None]:
     """The values. |sort(u) - sort(v)| <= |u - v|: by the rearrangement inequality no other matching is closer."""
 
     def ordered(y: torch.Tensor) -> torch.Tensor:
@@ -177,19 +166,19 @@ def sort(
 
 @rule("topk")
 def topk(
-    context: Context, x: Traced, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
-) -> tuple[Traced, None]:
+    context: Context, x: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> tuple[Value, None]:
     """The first entries of the sorted vector."""
     if not sorted:
         raise context.unsupported("replace", "Without an order its values change places in jumps: use sorted=True.")
     values = sort(context, x, dim, descending=largest)[0]
-    return replace(values, index=values.index.narrow(dim, 0, k)), None
+    return values.moved(values.index.narrow(dim, 0, k)), None
 
 
 @rule("linalg_vector_norm", "norm")
 def vector_norm(
-    context: Context, x: Traced, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None
-) -> Traced:
+    context: Context, x: Value, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> Value:
     """The l2 norm, by the triangle inequality."""
     if ord != 2:
         raise context.unsupported("not yet", "Only the l2 norm has a rule.")
@@ -197,7 +186,7 @@ def vector_norm(
 
 
 @rule("unit_ball")
-def unit_ball(context: Context, x: Traced, dim: int, least: float) -> Traced:
+def unit_ball(context: Context, x: Value, dim: int, least: float) -> Value:
     """``x / max(|x|, r)``: the projection on a ball of radius r, divided by r.
 
     The projection on a convex set is the gradient of a convex function and 1-Lipschitz (Moreau 1965).
@@ -209,8 +198,8 @@ def unit_ball(context: Context, x: Traced, dim: int, least: float) -> Traced:
 
 @rule("linalg_norm")
 def norm(
-    context: Context, x: Traced, ord: Any = None, dim: Any = None, keepdim: bool = False, dtype: Any = None
-) -> Traced:
+    context: Context, x: Value, ord: Any = None, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> Value:
     """The l2 norm of vectors, the Frobenius norm of matrices."""
     if ord is not None and not isinstance(dim, int) and len(dim or ()) != 1:
         raise context.unsupported("not yet", "Of a matrix, only the Frobenius norm has a rule: leave `ord` out.")

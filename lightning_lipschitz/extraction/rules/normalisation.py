@@ -7,7 +7,7 @@ Each of them is, on a vector y of n entries and up to a final scale and shift of
 with P the identity (RMS) or the orthogonal projection that takes the mean away. h is the gradient of the convex
 function n s(c). Its Jacobian (I - c c' / (n s^2)) / s is symmetric with eigenvalues 1/s (across c) and eps / s^3 (along
 c), all in (0, 1/sqrt(eps)]. Hence y -> P h(P y) = h(P y) is the gradient of the convex function n s(P y), its Jacobian
-P J P has norm at most 1/sqrt(eps), and ``rules_group`` applies with alpha = 0, beta = 1/sqrt(eps): 316 at the usual
+P J P has norm at most 1/sqrt(eps), and ``rules/vectors`` applies with alpha = 0, beta = 1/sqrt(eps): 316 at the usual
 eps = 1e-5.
 The constant is attained at constant inputs (P y = 0), so no global bound of the layer can be smaller; for inputs of
 unit variance the layer is far less steep, which a global bound cannot know.
@@ -17,18 +17,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from lightning_lipschitz.extraction.registry import Context, rule
-from lightning_lipschitz.extraction.rules_arithmetic import add, batch_norm, mul
-from lightning_lipschitz.extraction.rules_group import on_vectors
-from lightning_lipschitz.extraction.traced import Traced
+from lightning_lipschitz.extraction.rules.linear import batch_norm, scaled
+from lightning_lipschitz.extraction.rules.vectors import on_vectors
+from lightning_lipschitz.extraction.value import Value
 
 
-def _normalised(context: Context, x: Traced, eps: float, centre: bool) -> Traced:
+def _normalised(context: Context, x: Value, eps: float, centre: bool) -> Value:
     """h(P y) of every vector along the last dimension."""
     if not eps > 0:
         raise context.unsupported("never", "With eps = 0 its slope grows without bound towards constant inputs.")
@@ -44,22 +43,25 @@ def _function(eps: float, centre: bool) -> Callable[[torch.Tensor], torch.Tensor
     return normalise
 
 
-def _affine(context: Context, x: Traced, weight: Any, bias: Any) -> Any:
-    x = x if weight is None else mul(context, x, weight)
-    return x if bias is None else add(context, x, bias)
+def _affine(context: Context, x: Value, weight: Any, bias: Any) -> Any:
+    if weight is None and bias is None:
+        return x
+    gain = context.constant(1.0 if weight is None else weight)
+    shift = None if bias is None else context.constant(bias)
+    return scaled(context, x, gain, 0.0, shift)
 
 
-def _over_last(context: Context, x: Traced, dims: int, eps: float, centre: bool) -> Traced:
-    shape = x.index.shape
-    flat = replace(x, index=x.index.flatten(x.index.ndim - dims))
+def _over_last(context: Context, x: Value, dims: int, eps: float, centre: bool) -> Value:
+    shape = x.shape
+    flat = x.moved(x.index.flatten(x.index.ndim - dims))
     result = _normalised(context, flat, eps, centre)
-    return replace(result, index=result.index.reshape(shape))
+    return result.moved(result.index.reshape(shape))
 
 
 @rule("layer_norm")
 def layer_norm(
     context: Context,
-    x: Traced,
+    x: Value,
     normalized_shape: list[int],
     weight: Any = None,
     bias: Any = None,
@@ -71,14 +73,14 @@ def layer_norm(
 
 
 @rule("native_layer_norm")
-def native_layer_norm(context: Context, x: Traced, shape: list[int], weight: Any, bias: Any, eps: float) -> Any:
+def native_layer_norm(context: Context, x: Value, shape: list[int], weight: Any, bias: Any, eps: float) -> Any:
     """The same, with statistics that no one reads."""
     return layer_norm(context, x, shape, weight, bias, eps), None, None
 
 
 @rule("rms_norm", "_fused_rms_norm")
 def rms_norm(
-    context: Context, x: Traced, normalized_shape: list[int], weight: Any = None, eps: float | None = None
+    context: Context, x: Value, normalized_shape: list[int], weight: Any = None, eps: float | None = None
 ) -> Any:
     """Over the last dimensions, without taking the mean away."""
     if eps is None:
@@ -95,7 +97,7 @@ def _by_channel(parameter: Any, ndim: int) -> Any:
 @rule("group_norm")
 def group_norm(
     context: Context,
-    x: Traced,
+    x: Value,
     num_groups: int,
     weight: Any = None,
     bias: Any = None,
@@ -103,17 +105,17 @@ def group_norm(
     cudnn_enabled: bool = True,
 ) -> Any:
     """Over groups of channels and all places, then scale and shift by channel."""
-    shape = x.index.shape
-    grouped = replace(x, index=x.index.reshape(shape[0], num_groups, -1))
+    shape = x.shape
+    grouped = x.moved(x.index.reshape(shape[0], num_groups, -1))
     result = _normalised(context, grouped, eps, centre=True)
-    result = replace(result, index=result.index.reshape(shape))
+    result = result.moved(result.index.reshape(shape))
     return _affine(context, result, _by_channel(weight, len(shape)), _by_channel(bias, len(shape)))
 
 
 @rule("instance_norm")
 def instance_norm(
     context: Context,
-    x: Traced,
+    x: Value,
     weight: Any,
     bias: Any,
     mean: Any,
@@ -126,4 +128,4 @@ def instance_norm(
     """Each channel on its own; with running statistics it is a batch norm."""
     if not use_input_stats:
         return batch_norm(context, x, weight, bias, mean, variance, False, momentum, eps)
-    return group_norm(context, x, x.index.shape[1], weight, bias, eps)
+    return group_norm(context, x, x.shape[1], weight, bias, eps)
