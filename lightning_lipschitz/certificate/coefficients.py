@@ -110,13 +110,12 @@ class Coefficients:
         ``gamma_k |weight|_F |self|_F`` of rounding, k the most entries of a row of the weight; none when no two entries
         are added.
         """
-        norm, own = frobenius(weight), frobenius(self.matrix)
-        carried = product_up(norm, self.rounding), product_up(rounding, own), product_up(rounding, self.rounding)
         columns = _selected_columns(self.matrix) if self.rounding == 0.0 else None
         moved = None if columns is None else _move_columns(weight, columns, self.shape[1])
         if moved is not None:
             return Coefficients(moved, rounding)
-        product = weight @ self.matrix
+        product, norm, own = weight @ self.matrix, frobenius(weight), frobenius(self.matrix)
+        carried = product_up(norm, self.rounding), product_up(rounding, own), product_up(rounding, self.rounding)
         longest = int(np.max(np.diff(weight.indptr), initial=0)) if _is_sparse(weight) else weight.shape[1]
         lost = product_up(2 * longest * _SMALLEST, math.sqrt(math.prod(product.shape)), _ROUND_UP)
         return Coefficients(product, sum_up(product_up(gamma(longest + 2), norm, own), lost, *carried))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -74,11 +75,16 @@ class Runnable(Generic[Subject]):
         rng = np.random.default_rng(0)
 
         def blur(values: Tensor) -> Tensor:
-            shifts = torch.from_numpy(rng.uniform(-1.0, 1.0, size=tuple(values.shape)))
-            return values * (1.0 + noise * shifts) if noise else values
+            if not noise:
+                return values
+            return values * (1.0 + noise * torch.from_numpy(rng.uniform(-1.0, 1.0, size=tuple(values.shape))))
 
         with torch.no_grad():
-            return self._run(torch.from_numpy(np.ascontiguousarray(inputs)), on_device("cpu"), blur).numpy()
+            return self._run(torch.from_numpy(np.ascontiguousarray(inputs)), self._copies, blur).numpy()
+
+    @cached_property
+    def _copies(self) -> Known:
+        return on_device("cpu")
 
     def function(self, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
         """A differentiable torch function of (batch, ...) to (batch, outputs), in float64 on a device."""
