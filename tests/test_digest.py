@@ -10,15 +10,16 @@ from lightning_lipschitz.digest import digest
 from lightning_lipschitz.network import Affine, Layer, Network, Term
 from lightning_lipschitz.structured import (
     Along,
-    Bounded,
     Concatenation,
     Convolution,
     Elementwise,
+    Extremum,
     Gather,
     Graph,
     Input,
     Scaling,
     Sum,
+    VectorUnits,
 )
 
 
@@ -58,8 +59,13 @@ NODES = [
     Elementwise(sources=(0,), size=4, alpha=0.0, beta=1.0),
     Elementwise(sources=(0,), size=4, alpha=0 * ONES, beta=1.0),
     Elementwise(sources=(0,), size=4, alpha=0.0, beta=ONES),
-    Bounded(sources=(0,), size=4, kappa=1.0),
-    Bounded(sources=(0,), size=4, kappa=2.0),
+    VectorUnits(sources=(0,), size=4, alpha=0.0, beta=1.0, width=2),
+    VectorUnits(sources=(0,), size=4, alpha=0.0, beta=2.0, width=2),
+    VectorUnits(sources=(0,), size=4, alpha=-1.0, beta=1.0, width=2),
+    VectorUnits(sources=(0,), size=4, alpha=0.0, beta=1.0, width=4),
+    VectorUnits(sources=(0,), size=4, alpha=0.0, beta=1.0, width=1, scalar=True),
+    Extremum(sources=(0, 0), size=4),
+    Extremum(sources=(0, 0), size=4, smallest=True),
     Sum(sources=(0,), size=4),
     Sum(sources=(0, 0), size=4),
     Concatenation(sources=(0,), size=4),

@@ -12,7 +12,7 @@ from lightning_lipschitz.certificate import Multipliers, Norms
 from lightning_lipschitz.errors import ArgumentError
 from lightning_lipschitz.network import Affine, Layer, Network, Term
 from lightning_lipschitz.real import real_array, whole_array
-from lightning_lipschitz.structured import Along, Bounded, Convolution, Elementwise, Gather, Scaling
+from lightning_lipschitz.structured import Along, Convolution, Elementwise, Gather, Scaling, VectorUnits
 
 EYE = torch.eye(2)
 REFUSED = {
@@ -90,7 +90,7 @@ ENTRANCES = {
     "indices": lambda: Gather(sources=(0,), indices=[0.7]),
     "factors": lambda: Scaling(sources=(0,), factors=COMPLEX),
     "relative": lambda: Scaling(sources=(0,), factors=[1.0], relative=1j),
-    "kappa": lambda: Bounded(sources=(0,), size=1, kappa=1j),
+    "beta": lambda: VectorUnits(sources=(0,), size=1, alpha=0.0, beta=1j, width=1),
     "slopes of a node": lambda: Elementwise(sources=(0,), size=1, alpha=0.0, beta=1j),
     "kernel": lambda: Convolution(
         sources=(0,), kernel=[[[1j]]], image=(1, 3), stride=(1,), padding=((0, 0),), dilation=(1,)

@@ -33,7 +33,7 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def check(
-    model: torch.nn.Module, weights: Weights, extraction: Runnable, shape: tuple[int, ...], graph: Trace, *, wide: bool
+    model: torch.nn.Module, weights: Weights, extraction: Runnable[Any], shape: tuple[int, ...], trace: Trace, *, wide: bool
 ) -> None:
     """Compare on random inputs; the model must be :func:`~.undisturbed.undisturbed`.
 
@@ -45,7 +45,7 @@ def check(
         weights: parameters and buffers by name.
         extraction: what should agree with it.
         shape: of one input sample.
-        graph: that was read.
+        trace: that was read.
         wide: at many orders of magnitude, with batches of several sizes, with gradients and without, and in the state
             that further calls would leave; otherwise a sample or three at the scale of one.
 
@@ -55,18 +55,18 @@ def check(
     if not wide:
         x = _samples(_SCALES, shape)
         for part in (x[:1], x[1:]):
-            _compare(model, weights, extraction, part, "no_grad", graph.dtype)
+            _compare(model, weights, extraction, part, "no_grad", trace.dtype)
         return
-    largest = _ENTRIES * 2 // max(graph.execution.entries, 1)
-    for number, batch in enumerate(_BATCHES + _MORE * graph.fixed):
+    largest = _ENTRIES * 2 // max(trace.execution.entries, 1)
+    for number, batch in enumerate(_BATCHES + _MORE * trace.fixed):
         if batch <= 3 or batch <= largest:
             scales = 10.0 ** np.linspace(-_DECADES, _DECADES, batch) if batch > 3 else _SCALES[:batch]
             mode = "grad" if number % 2 else "no_grad"
-            _compare(model, weights, extraction, _samples(scales, shape), mode, graph.dtype)
+            _compare(model, weights, extraction, _samples(scales, shape), mode, trace.dtype)
     x = _samples(_SCALES[1:3], shape)
-    _compare(model, weights, extraction, x, "inference", graph.dtype)
-    for _ in _later(model, weights, x, graph.dtype):
-        _compare(model, weights, extraction, x, "no_grad", graph.dtype)
+    _compare(model, weights, extraction, x, "inference", trace.dtype)
+    for _ in _later(model, weights, x, trace.dtype):
+        _compare(model, weights, extraction, x, "no_grad", trace.dtype)
 
 
 def _samples(scales: Any, shape: tuple[int, ...]) -> torch.Tensor:
@@ -76,7 +76,7 @@ def _samples(scales: Any, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _compare(
-    model: torch.nn.Module, weights: Weights, extraction: Runnable, x: torch.Tensor, mode: str, dtype: torch.dtype
+    model: torch.nn.Module, weights: Weights, extraction: Runnable[Any], x: torch.Tensor, mode: str, dtype: torch.dtype
 ) -> None:
     """In every sample by itself: what rounding explains of a large one must not hide a difference in a small one."""
     try:
@@ -111,7 +111,7 @@ def _compare(
     )
 
 
-def _floor(extraction: Runnable, flat: Array, resolution: float) -> float:
+def _floor(extraction: Runnable[Any], flat: Array, resolution: float) -> float:
     """What vanishes beside the outputs of common inputs: ``log(1 + exp(x))`` is zero where ``softplus`` is 10^-20."""
     with np.errstate(all="ignore"):
         common = extraction(_samples(_SCALES[:1], flat.shape[1:]).numpy())

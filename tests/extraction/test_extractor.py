@@ -226,7 +226,7 @@ def test_copies_trace_again(round_trip):
         twin = torch.load(file, weights_only=False)
     else:
         twin = round_trip(extractor)
-    assert twin._graph is None
+    assert twin._trace is None
     assert twin.network().digest == extractor.network().digest
 
 
@@ -337,10 +337,10 @@ def test_the_check_sees_a_difference(change):
     model = mlp(nn.Tanh())
     extractor = Extractor(model, torch.zeros(2, 5))
     tensors, extraction = extractor._tensors(None), extractor.extract()
-    check(model, tensors, extraction, (5,), extractor._graph, wide=False)
+    check(model, tensors, extraction, (5,), extractor._trace, wide=False)
     change(model)
     with pytest.raises(ExtractionError, match="does not reproduce"):
-        check(model, extractor._tensors(None), extraction, (5,), extractor._graph, wide=False)
+        check(model, extractor._tensors(None), extraction, (5,), extractor._trace, wide=False)
 
 
 def test_rounding_is_not_taken_for_a_difference():
@@ -353,7 +353,7 @@ def test_rounding_is_not_taken_for_a_difference():
     extraction = extractor.extract()
     model[2].weight.data[0, 0] *= 1 + 1e-6
     with pytest.raises(ExtractionError, match="does not reproduce"):
-        check(model, extractor._tensors(None), extraction, (5,), extractor._graph, wide=False)
+        check(model, extractor._tensors(None), extraction, (5,), extractor._trace, wide=False)
 
 
 def test_a_changed_forward_is_noticed():

@@ -6,7 +6,7 @@ from torch import nn
 
 import lightning_lipschitz as ll
 from lightning_lipschitz.errors import ArgumentError, ExtractionError, ModelSizeError
-from lightning_lipschitz.extraction import Extractor, size
+from lightning_lipschitz.extraction import Extractor, reading
 
 
 class Critic(nn.Module):
@@ -141,7 +141,7 @@ def test_the_parts_leave_the_model_as_it_was():
 
 
 def test_explicit_matrices_that_do_not_fit_are_refused_with_their_size(monkeypatch):
-    monkeypatch.setattr(size, "LIMIT", 1000)
+    monkeypatch.setattr(reading, "LIMIT", 1000)
     model = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 2))
     with pytest.raises(ModelSizeError, match=r"too large.*GiB") as caught:
         ll.certify(model, torch.zeros(1, 8), method="closed-form")

@@ -20,9 +20,18 @@ from lightning_lipschitz.bounds.settings import Settings
 from lightning_lipschitz.certificate import Composition, prove_composition
 from lightning_lipschitz.certificate.explicit import explicit
 from lightning_lipschitz.errors import ArgumentError, ShapeError, SolverError, UnsupportedModuleError
-from lightning_lipschitz.extraction import Extractor
-from lightning_lipschitz.extraction import GraphExtractor
-from lightning_lipschitz.structured import Along, Bounded, Elementwise, Gather, Graph, Input, Scaling, Sum
+from lightning_lipschitz.extraction import Extractor, GraphExtractor
+from lightning_lipschitz.structured import (
+    Along,
+    Elementwise,
+    Extremum,
+    Gather,
+    Graph,
+    Input,
+    Scaling,
+    Sum,
+    VectorUnits,
+)
 from lightning_lipschitz.structured.parts import chains, measure
 from tests.models import Lambda, randomized_norm
 from tests.structured.models import MODELS, make
@@ -64,20 +73,11 @@ def test_sampled_below_composed_below_product(name):
 def test_what_is_written_out_computes_the_same(name):
     """The explicit network of the whole graph, run with the graph's own units."""
     extraction, graph = read(name)
-    network = explicit(graph, 0, len(graph.nodes) - 1)
-    if network is None:
-        assert any(isinstance(node, Bounded) for node in graph.nodes) or "constant" in name
-        return
-    units = [number for number, node in enumerate(graph.nodes) if isinstance(node, Elementwise)]
-    assert [layer.name for layer in network.layers] == [graph.nodes[number].name for number in units]
-    silent = replace(extraction, biases={})
+    lowered = extraction.lowered()
+    assert {layer.name for layer in lowered.network.layers} <= {node.name for node in graph.nodes}
     x = np.random.default_rng(0).normal(size=(5, graph.input_size))
-    sources = [x]
-    for layer, number in zip(network.layers, units, strict=True):
-        y = sum(sources[term.source] @ term.matrix.T for term in layer.affine.terms)
-        sources.append(extraction.functions[number](torch.from_numpy(y)).numpy())
-    out = sum(sources[term.source] @ term.matrix.T for term in network.output.terms)
-    np.testing.assert_allclose(out, silent(x), atol=1e-12 * max(1.0, np.abs(out).max()))
+    out = extraction(x)
+    np.testing.assert_allclose(lowered(x), out, atol=1e-12 * max(1.0, np.abs(out).max()))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,9 @@ def test_constants_of_each_kind():
         3.0: Scaling(sources=(0,), factors=[1.0, -3.0, 0.0, 2.0]),
         0.25: Elementwise(sources=(0,), size=4, alpha=np.array(0.0), beta=np.array(0.25)),
         1.5: Elementwise(sources=(0,), size=4, alpha=-np.array([0.0, 1.5, 0, 0]), beta=np.ones(4)),
-        7.0: Bounded(sources=(0,), size=9, kappa=7.0),
+        7.0: VectorUnits(sources=(0,), size=2, alpha=-7.0, beta=3.0, width=2, scalar=True),
+        0.5: VectorUnits(sources=(0,), size=4, alpha=0.0, beta=0.5, width=2),
+        2.0**0.5: Extremum(sources=(0, 0), size=4),
         4.0: Sum(sources=(0, 0, 0, 0), size=4),
     }
     for value, node in cases.items():
