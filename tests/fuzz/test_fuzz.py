@@ -10,7 +10,6 @@ import torch
 
 from lightning_lipschitz.extraction import registry
 from lightning_lipschitz.extraction.patterns import fuse, operator_name
-from lightning_lipschitz.extraction.structured import registry as structured
 from lightning_lipschitz.extraction.trace import trace
 from lightning_lipschitz.extraction.undisturbed import quiet_export, tensors_of, undisturbed
 from tests.fuzz import layers, steps
@@ -88,7 +87,7 @@ def operators_of(program):
 
 
 def test_every_operator_that_is_read_stands_in_some_line():
-    read = set(registry._RULES) | set(structured._RULES)
+    read = set(registry._RULES)
     tables = [steps.POINTWISE, steps.ARITHMETIC, steps.MATRIX, steps.SHAPE, steps.CASTS, layers.IMAGES, layers.NORMS]
     seen, done = operators_of(program_of_all(["x.view(x.size(0), -1)"], (6,), False, set())), set()
     for shape, table in itertools.product(SHAPES, tables):

@@ -38,8 +38,7 @@ def case(request):
 
 
 ZOO = {name: made for name, made in models.ZOO.items() if isinstance(made, tuple)}
-NOT_YET = (  # the larger of two tensors; normalisations with weights
-    "MaxMin network",
+NOT_YET = (  # normalisations with weights
     "MLP-Mixer block",
     "ConvNeXt block",
     "group-normalised CNN",
