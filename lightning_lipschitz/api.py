@@ -18,8 +18,15 @@ from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import MapLike, Method, Settings, Solver, require_solver
 from lightning_lipschitz.certificate import Certificate, Composition, Status, mark_proved, prove_any
 from lightning_lipschitz.errors import ArgumentError, CertificateError, SolverError
-from lightning_lipschitz.extraction import Extractor, Input, Output, input_of, part, submodule
-from lightning_lipschitz.extraction import GraphExtractor, RoutedExtractor
+from lightning_lipschitz.extraction import (
+    Input,
+    Output,
+    RoutedExtractor,
+    input_of,
+    part,
+    reader_for,
+    submodule,
+)
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.structured import Graph
 
@@ -242,7 +249,7 @@ def read(
         given = getattr(model, "example_input_array", None) if example_input is None else example_input
         if module and example_input is None and given is not None:
             given = input_of(model, module, given)
-        reader = {"auto": RoutedExtractor, "composed": GraphExtractor}.get(method, Extractor)
+        reader = reader_for(method)
         target = submodule(model, module)
         return reader(target, given, name=module, input=input, output=output, at_once=False).network()
     for name, value, default in (("module", module, ""), ("input", input, None), ("output", output, None)):

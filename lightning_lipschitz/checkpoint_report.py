@@ -24,9 +24,8 @@ from lightning_lipschitz.callbacks._target import find_target
 from lightning_lipschitz.certificate import Certificate, Composition
 from lightning_lipschitz.checkpoint_files import certificates_of, prove_checkpoint, read_checkpoint
 from lightning_lipschitz.errors import ArgumentError, WeightFileError
-from lightning_lipschitz.extraction import Extractor, input_of, part
+from lightning_lipschitz.extraction import Extractor, GraphExtractor, input_of, part
 from lightning_lipschitz.extraction.reading import ReadNetwork
-from lightning_lipschitz.extraction import GraphExtractor
 from lightning_lipschitz.report import (
     PredictionLog,
     Predictions,

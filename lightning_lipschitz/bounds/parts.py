@@ -57,7 +57,8 @@ def _affordable(graph: Graph, start: int, end: int) -> bool:
 def _is_explicit(graph: Graph, start: int, end: int) -> bool:
     nodes = (graph.nodes[number] for number in (members(graph, start, end) or ())[1:])
     return not any(
-        isinstance(node, (VectorUnits, Extremum)) or (isinstance(node, Elementwise) and bool(np.any(node.alpha == node.beta)))
+        isinstance(node, (VectorUnits, Extremum))
+        or (isinstance(node, Elementwise) and bool(np.any(node.alpha == node.beta)))
         for node in nodes
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from lightning_lipschitz.callbacks._target import find_target
 from lightning_lipschitz.callbacks._ties import aliases
 from lightning_lipschitz.callbacks._watch import Watched
 from lightning_lipschitz.errors import LipschitzError
+from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.extraction.undisturbed import tensors_of, unwrapped
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.projection.family import stored_weights
@@ -186,7 +187,7 @@ class ConstrainedWeights:
         target = unwrapped(find_target(model, self._name, self._owner))
         chosen, example = watched.part(model)
         self._require_alike(watched)
-        linear = stored_weights(chosen, example, reader=lambda: watched.reader(model))
+        linear = stored_weights(chosen, example, reader=lambda: cast(Extractor, watched.reader(model)))
         if self._max_lipschitz is not None:
             linear.require_reachable(self._max_lipschitz)
         self._frozen = _frozen(target)

@@ -16,14 +16,12 @@ from lightning_lipschitz.callbacks._choice import Choice, chosen_input, names_of
 from lightning_lipschitz.callbacks._inputs import Arguments, InputCapture, plain
 from lightning_lipschitz.callbacks._target import find_target, uncompiled
 from lightning_lipschitz.errors import LipschitzError
-from lightning_lipschitz.extraction import Extractor
+from lightning_lipschitz.extraction import Reader, reader_for
 from lightning_lipschitz.extraction import part as part_of
-from lightning_lipschitz.extraction import GraphExtractor, RoutedExtractor
 from lightning_lipschitz.extraction.undisturbed import undisturbed
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.structured import Graph
 
-_READERS = {"auto": RoutedExtractor, "composed": GraphExtractor}
 _SAMPLED, _PAIRS, _ASCENT_STEPS = 64, 8, 30  # 64 climbing 50 steps: five times the time for 2 % more
 
 
@@ -49,7 +47,7 @@ class Watched:
         self._owner = owner
         self.inputs = InputCapture(choice.input)
         self.held: Arguments | None = None  # of one call: other inputs than the chosen one keep these values
-        self._extractor: Extractor | None = None
+        self._extractor: Reader[Network | Graph] | None = None
         self._traced: nn.Module | None = None
         self._part: nn.Module | None = None
         target = find_target(model, self.name, owner)
@@ -198,13 +196,13 @@ class Watched:
         target = uncompiled(find_target(root, self.name))
         return part_of(target, self.example, self._choice.input, self._choice.output)
 
-    def reader(self, root: nn.Module) -> Extractor:
+    def reader(self, root: nn.Module) -> Reader[Network | Graph]:
         """What reads :meth:`part` of ``root``; an example input must have been seen."""
         self.inputs.disarm()  # the trace must not contain our own hook
         target = uncompiled(find_target(root, self.name))
         if self._extractor is None or self._part is None or self._traced is not target:
             self._part, example = self.part(root)
-            self._extractor = _READERS.get(self._method, Extractor)(self._part, example, name=self.name, at_once=False)
+            self._extractor = reader_for(self._method)(self._part, example, name=self.name, at_once=False)
             self._traced = target
         self.follow()
         return self._extractor

@@ -2,9 +2,9 @@ r"""Bounds of structured graphs: from the input to the output, node by node.
 
 For every node v, :math:`|dv|_2 \le L_v\, |dx|_2` with :math:`L_x = 1` and
 
-    a map with constant c:   L_v = c L_u                 a sum:             L_v = sum of the L_u
-    a concatenation, the
-    larger of two:           L_v = sqrt(sum of L_u^2)    a proved block:    L_v = L_u Lip(u -> v)
+    a map with constant c:     L_v = c L_u                 a sum:             L_v = sum of the L_u
+    a concatenation,
+    or the larger of two:      L_v = sqrt(sum of L_u^2)    a proved block:    L_v = L_u Lip(u -> v)
 
 and of two of these the smaller. A residual block x + g(x) is a sum: :math:`L_v = L_u (1 + \mathrm{Lip}(g))`. Where all
 paths pass one node u, what follows sees nothing but u, so the constants of the parts multiply; a part between two such

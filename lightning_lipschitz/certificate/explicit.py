@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
-import numpy.typing as npt
 
 from lightning_lipschitz.certificate.coefficients import (
     Coefficients,
@@ -194,15 +193,13 @@ class _Layer:
     before: Expression
     alpha: Array
     beta: Array
-    group: npt.NDArray[np.int64] | None
+    group: Indices | None
     name: str
     origin: Origin
 
 
 class _Lowering:
-    def __init__(
-        self, graph: Graph, start: int, biases: Mapping[int, Array], evaluate: Evaluate, limit: float
-    ) -> None:
+    def __init__(self, graph: Graph, start: int, biases: Mapping[int, Array], evaluate: Evaluate, limit: float) -> None:
         self.graph, self.biases, self.evaluate, self.limit = graph, biases, evaluate, limit
         self.layers, self.entries = list[_Layer](), 0
         width = graph.nodes[start].size
@@ -216,17 +213,17 @@ class _Lowering:
     def value(self, number: int, node: Node, given: Sequence[Expression]) -> Expression:
         x = given[0]
         if isinstance(node, Elementwise):
-            slopes = (np.broadcast_to(each, node.size) for each in (node.alpha, node.beta))
-            return self.units(number, x, *slopes, None)
+            alpha, beta = (np.broadcast_to(each, node.size) for each in (node.alpha, node.beta))
+            return self.units(number, x, alpha, beta)
         if isinstance(node, VectorUnits):
-            slopes = (np.full(x.size, each) for each in (node.alpha, node.beta))
-            after = self.units(number, x, *slopes, np.repeat(np.arange(node.vectors), node.width))
+            alpha, beta = (np.full(x.size, each) for each in (node.alpha, node.beta))
+            after = self.units(number, x, alpha, beta, np.repeat(np.arange(node.vectors), node.width))
             return after.select(np.arange(node.vectors) * node.width) if node.scalar else after
         if isinstance(node, Extremum):  # max(x, y) = x + relu(y - x), min(x, y) = x - relu(x - y)
-            sign, minus = (-1.0 if node.smallest else 1.0), np.full(node.size, -1.0)
+            minus = np.full(node.size, -1.0)
             apart = x.plus(given[1].scale(minus)) if node.smallest else given[1].plus(x.scale(minus))
-            rest = self.units(number, apart, np.zeros(node.size), np.ones(node.size), None)
-            return x.plus(rest.scale(minus) if sign < 0 else rest)
+            rest = self.units(number, apart, np.zeros(node.size), np.ones(node.size))
+            return x.plus(rest.scale(minus) if node.smallest else rest)
         if isinstance(node, Concatenation):
             return concatenate(given)
         return reduce(Expression.plus, given) if isinstance(node, Sum) else self.linear(node, x)
@@ -249,7 +246,7 @@ class _Lowering:
         return x.apply(matrix(node, x.size), rounding)
 
     def units(
-        self, number: int, before: Expression, alpha: Array, beta: Array, group: npt.NDArray[np.int64] | None
+        self, number: int, before: Expression, alpha: Array, beta: Array, group: Indices | None = None
     ) -> Expression:
         """A layer; units with alpha == beta become part of the expression instead."""
         if not before.terms:  # nothing here depends on the input
@@ -287,9 +284,7 @@ class _Lowering:
             for each in met
         )
         network = Network(width, layers, output.to_affine(width, number, "the output"))
-        reads = {
-            each: frozenset(number[j] for j in value.terms if j in number) for each, value in self.values.items()
-        }
+        reads = {each: frozenset(number[j] for j in value.terms if j in number) for each, value in self.values.items()}
         return Lowered(network, tuple(each.origin for each in met), reads)
 
     def require_room(self, size: int, what: str) -> None:

@@ -11,7 +11,14 @@ The files of this folder, each knowing only those before it:
     walk, linearised, check, extractor  the walk over the trace, its derivative, its proof by example, and the classes
 """
 
-from lightning_lipschitz.extraction.extractor import Extractor, GraphExtractor, RoutedExtractor, extract
+from lightning_lipschitz.extraction.extractor import (
+    Extractor,
+    GraphExtractor,
+    Reader,
+    RoutedExtractor,
+    extract,
+    reader_for,
+)
 from lightning_lipschitz.extraction.part import Input, Output, input_of, part, submodule
 
 __all__ = [
@@ -19,9 +26,11 @@ __all__ = [
     "GraphExtractor",
     "Input",
     "Output",
+    "Reader",
     "RoutedExtractor",
     "extract",
     "input_of",
     "part",
+    "reader_for",
     "submodule",
 ]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch.func import functional_call
 
 from lightning_lipschitz.errors import ExtractionError
-from lightning_lipschitz.extraction.state import State, kept
 from lightning_lipschitz.extraction.reading import Runnable
+from lightning_lipschitz.extraction.state import State, kept
 from lightning_lipschitz.extraction.trace import Trace
 from lightning_lipschitz.extraction.undisturbed import computes_in, name_of
 from lightning_lipschitz.extraction.widened import Unwritten, Widened
@@ -33,7 +33,13 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def check(
-    model: torch.nn.Module, weights: Weights, extraction: Runnable[Any], shape: tuple[int, ...], trace: Trace, *, wide: bool
+    model: torch.nn.Module,
+    weights: Weights,
+    extraction: Runnable[Any],
+    shape: tuple[int, ...],
+    trace: Trace,
+    *,
+    wide: bool,
 ) -> None:
     """Compare on random inputs; the model must be :func:`~.undisturbed.undisturbed`.
 

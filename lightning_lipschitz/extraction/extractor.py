@@ -249,6 +249,12 @@ class RoutedExtractor(Reader[Network | Graph]):
             return read
 
 
+def reader_for(method: str) -> type[Reader[Network | Graph]]:
+    """The class that reads a model in the form that a method bounds."""
+    forms: dict[str, type[Reader[Network | Graph]]] = {"auto": RoutedExtractor, "composed": GraphExtractor}
+    return forms.get(method, Extractor)
+
+
 def fits(graph: Graph) -> bool:
     """Whether the explicit matrices of a model are small enough to be formed, and its layers to be optimised over."""
     size = measure(graph)

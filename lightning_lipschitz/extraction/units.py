@@ -19,6 +19,7 @@ from lightning_lipschitz.extraction.walk import Walk
 from lightning_lipschitz.structured import Along, Convolution, Elementwise, Extremum, Graph, Node, Scaling, VectorUnits
 
 _UNITS = (Elementwise, VectorUnits, Extremum)
+_NONE = np.zeros(0, dtype=np.int64)
 
 
 class NotLinearisedError(Exception):
@@ -52,7 +53,9 @@ class UnitOperator:
 
     def __init__(self, steps: Walk, node: torch.fx.Node, graph: Graph, lowered: Lowered) -> None:
         self._nodes = {number: graph.nodes[number] for number in steps.made[node]}
-        self._biases = {number: steps.builder.biases[number] for number in self._nodes if number in steps.builder.biases}
+        self._biases = {
+            number: steps.builder.biases[number] for number in self._nodes if number in steps.builder.biases
+        }
         weights = [each for each in tree_leaves(steps.arguments(node)) if isinstance(each, Tensor)]
         scaled = [each for each in self._nodes.values() if isinstance(each, (Scaling, Along, Convolution))]
         if any(each.is_floating_point() for each in weights) and (scaled or self._biases):
@@ -98,7 +101,7 @@ class UnitOperator:
             if isinstance(each, _UNITS):
                 pre = self._pre(each, given)
                 depends = frozenset[int]().union(*(self._depends.get(s, frozenset()) for s in each.sources))
-                k, entries = self._layers.get(number, (0, None))
+                k, entries = self._layers.get(number, (0, _NONE))
                 if k and (only is None or only in depends):
                     found[k] = pre if len(entries) == pre.shape[1] else pre[:, known(entries)]
                 fresh = sources[k] if k else None
@@ -131,9 +134,9 @@ class UnitOperator:
 
 def _places(value: Value) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Shape (batch, size): a position in the flattened tensor of every entry of the node, and whether there is one."""
-    positions = np.full(value.batch * value.size, -1)
-    positions[value.index.reshape(-1).numpy()] = np.arange(value.index.numel())
-    positions = positions.reshape(value.batch, value.size)
+    flat = np.full(value.batch * value.size, -1)
+    flat[value.index.reshape(-1).numpy()] = np.arange(value.index.numel())
+    positions = flat.reshape(value.batch, value.size)
     return np.maximum(positions, 0), positions >= 0
 
 

@@ -31,9 +31,7 @@ from lightning_lipschitz.structured import Graph
 _EXACT = ("alias", "clone", "detach", "expand", "lift_fresh_copy", "permute", "reshape", "t", "transpose", "view")
 
 
-def walk(
-    trace: Trace, weights: Mapping[str, torch.Tensor], prefix: str = "", *, folded: bool = True
-) -> ReadGraph:
+def walk(trace: Trace, weights: Mapping[str, torch.Tensor], prefix: str = "", *, folded: bool = True) -> ReadGraph:
     """The graph with these weights.
 
     Args:

@@ -10,9 +10,9 @@ import pytest
 from lightning_lipschitz import certify
 from lightning_lipschitz.bounds.pairwise import difference
 from lightning_lipschitz.certificate import Multipliers, prove
+from lightning_lipschitz.certificate.coefficients import Coefficients
 from lightning_lipschitz.certificate.operators import node_norm
 from lightning_lipschitz.certificate.spectral import norm_holds, norm_upper_bound
-from lightning_lipschitz.certificate.coefficients import Coefficients
 from lightning_lipschitz.network import Network, Term
 from lightning_lipschitz.structured import Along, Convolution, Elementwise, Graph, Input, Scaling
 from tests.helpers import exact_lmi, exactly_positive_definite

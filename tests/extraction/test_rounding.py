@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch import nn
 
-from lightning_lipschitz.extraction import Extractor, extract
 from lightning_lipschitz.certificate.coefficients import Coefficients, dense, frobenius, identity, stacked, zeros
+from lightning_lipschitz.extraction import Extractor, extract
 from tests.models import Lambda, randomized_norm
 
 NUMBERS = st.one_of(

@@ -1,4 +1,4 @@
-"""The extracted network is the model, and the slopes are the units'."""
+"""What is read is the model, as explicit matrices and as a graph, and the slopes are the units'."""
 
 import functools
 import re
@@ -10,15 +10,23 @@ import torch
 
 from lightning_lipschitz import certify
 from lightning_lipschitz.errors import UnsupportedModuleError
-from lightning_lipschitz.extraction import Extractor
+from lightning_lipschitz.extraction import Extractor, GraphExtractor
 from tests.models import MODELS, OPERATORS, REFUSED, ZOO, make
+from tests.structured import models as structured
+
+EVERY = {name: functools.partial(make, name) for name in MODELS} | {
+    f"graph_{name}": functools.partial(structured.make, name) for name in structured.MODELS
+}
 
 
 @functools.cache
-def read(name):
+def read(name, form="network"):
     """Tracing is the slow part, so it is done once for all tests of this file."""
-    model, shape = make(name)
-    return model, shape, Extractor(model, torch.zeros(1, *shape)).extract()
+    if form == "network":
+        model, shape, graph = read(name, "graph")
+        return model, shape, graph.lowered()
+    model, shape = EVERY[name]()
+    return model, shape, GraphExtractor(model, torch.zeros(1, *shape)).extract()
 
 
 def outputs(model, x):
@@ -28,9 +36,10 @@ def outputs(model, x):
         return model(x.to(dtype)).double().reshape(len(x), -1).numpy(), torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_network_computes_what_the_model_computes(name):
-    model, shape, extraction = read(name)
+@pytest.mark.parametrize("form", ["network", "graph"])
+@pytest.mark.parametrize("name", EVERY)
+def test_either_form_computes_what_the_model_computes(name, form):
+    model, shape, extraction = read(name, form)
     assert extraction.network.input_size == np.prod(shape)
     generator = torch.Generator().manual_seed(1)
     for batch in (1, 4, 7):

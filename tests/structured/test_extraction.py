@@ -1,6 +1,5 @@
 """The structured graph is the model."""
 
-import functools
 import re
 
 import numpy as np
@@ -10,49 +9,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from lightning_lipschitz.errors import ExtractionError, NonFiniteError, UnsupportedModuleError
-from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.extraction import GraphExtractor, RoutedExtractor
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.structured import Convolution, Gather, Graph, Scaling
-from tests import models as explicit_models
 from tests.models import Lambda, randomized_norm
-from tests.structured.models import MODELS, make
-
-# The structured route reads them too; what it adds to them is in its own table.
-BOTH = (
-    "conv2d",
-    "conv_reflected",
-    "dense_skips",
-    "residual",
-    "einsum",
-    "where",
-    "function_clamp_tensors",
-    "shared_weights",
-)
-ALL = {name: functools.partial(make, name) for name in MODELS} | {
-    f"explicit_{name}": functools.partial(explicit_models.make, name)
-    for name in explicit_models.MODELS
-    if name in BOTH or name.startswith("activation")
-}
-
-
-@functools.cache
-def read(name):
-    model, shape = ALL[name]()
-    return model, shape, GraphExtractor(model, torch.zeros(1, *shape)).extract()
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_the_graph_computes_what_the_model_computes(name):
-    model, shape, extraction = read(name)
-    assert extraction.network.input_size == np.prod(shape)
-    generator = torch.Generator().manual_seed(1)
-    for batch in (1, 4, 7):
-        x = torch.randn(batch, *shape, generator=generator)
-        with torch.no_grad():
-            found = model(x).double().reshape(batch, -1).numpy()
-        ours = extraction(x.double().reshape(batch, -1).numpy())
-        np.testing.assert_allclose(ours, found, rtol=0, atol=1e-5 * max(1, np.abs(found).max()))
+from tests.structured.models import make
 
 
 def test_normalisations_become_part_of_the_convolution():
@@ -134,14 +95,6 @@ def test_the_route_depends_on_the_size_alone():
     small, large = nn.Conv2d(1, 2, 3), nn.Conv2d(3, 32, 3)
     assert isinstance(RoutedExtractor(small, torch.zeros(1, 1, 8, 8)).network(), Network)
     assert isinstance(RoutedExtractor(large, torch.zeros(1, 3, 64, 64)).network(), Graph)
-
-
-def test_what_has_no_explicit_rule_is_read_as_a_graph():
-    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-    try:
-        Extractor(model, torch.zeros(1, 3))
-    except UnsupportedModuleError:
-        assert isinstance(RoutedExtractor(model, torch.zeros(1, 3)).network(), Graph)
 
 
 def test_the_function_is_differentiable():

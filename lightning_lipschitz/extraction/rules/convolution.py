@@ -43,64 +43,7 @@ def convolution(
     groups: int = 1,
 ) -> Value:
     """A convolution on zero padding; on circular padding, if that is what came before it."""
-    if isinstance(weight, Value):
-        raise context.unsupported("not yet", PRODUCT)
-    require_batch(x.index, weight)
-    kernel = context.constant(weight).numpy()
-    taps = kernel.shape[2:]
-    stride, dilation = spread(stride, len(taps)), spread(dilation, len(taps))
-    pairs = _padding(padding, taps, dilation)
-    circular = _circular(context, x, kernel, stride, dilation, pairs, groups)
-    if circular is not None:
-        return _added(context, circular, bias, circular.result)
-    source, layout = context.builder.samples(x)
-    parts = len(layout.entries)
-    kernel = np.tile(kernel, (parts, *[1] * (kernel.ndim - 1))) if parts > 1 else kernel
-    image = (parts * x.shape[1], *x.shape[2:])
-    node = _node(context, source, kernel, image, stride, pairs, dilation, parts * groups)
-    return _added(context, node, bias, node.result, layout)
-
-
-def _node(
-    context: Context,
-    source: int,
-    kernel: Any,
-    image: tuple[int, ...],
-    stride: Any,
-    padding: Pairs,
-    dilation: Any,
-    groups: int,
-    **kind: bool,
-) -> Convolution:
-    return Convolution(
-        sources=(source,),
-        kernel=kernel,
-        image=image,
-        stride=tuple(stride),
-        padding=padding,
-        dilation=tuple(dilation),
-        groups=groups,
-        name=context.name,
-        **kind,
-    )
-
-
-def _circular(
-    context: Context, x: Value, kernel: Any, stride: Any, dilation: Any, pairs: Pairs, groups: int
-) -> Convolution | None:
-    """The convolution on a torus that a circular padding and a convolution without padding make."""
-    if x.padded is None or any(map(any, pairs)):
-        return None
-    inner, pad = x.padded
-    around = [(pad[k], pad[k + 1]) if k < len(pad) else (0, 0) for k in range(0, 2 * (inner.index.ndim - 2), 2)]
-    if len(pad) > len(around) * 2 or min(pad) < 0:
-        return None
-    padding, image = tuple(reversed(around)), tuple(inner.shape[1:])
-    try:
-        source = context.builder.ordered(inner)
-        return _node(context, source, kernel, image, stride, padding, dilation, groups, circular=True)
-    except (ArgumentError, SampleMixing):  # outputs or taps meet on the circle, or there are frames: it is padded
-        return None
+    return any_convolution(context, x, weight, bias, stride, padding, dilation, False, 0, groups)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -116,23 +59,7 @@ def transposed(
     dilation: Any = 1,
 ) -> Value:
     """The adjoint of the convolution with the same kernel that leads back."""
-    if isinstance(weight, Value):
-        raise context.unsupported("not yet", PRODUCT)
-    require_batch(x.index, weight)
-    kernel = context.constant(weight).numpy()
-    taps, lengths = kernel.shape[2:], x.shape[2:]
-    stride, dilation, padding, extra = (spread(v, len(taps)) for v in (stride, dilation, padding, output_padding))
-    geometry = zip(lengths, stride, padding, dilation, taps, extra, strict=True)
-    image = [(n - 1) * s - 2 * p + d * (k - 1) + e + 1 for n, s, p, d, k, e in geometry]
-    pairs = tuple((p, p) for p in padding)
-    source, layout = context.builder.samples(x)
-    parts = len(layout.entries)
-    shape = (parts * groups * kernel.shape[1], *image)
-    kernel = np.tile(kernel, (parts, *[1] * (kernel.ndim - 1))) if parts > 1 else kernel
-    node = _node(context, source, kernel, shape, stride, pairs, dilation, parts * groups, transposed=True)
-    if node.result != (parts * x.shape[1], *lengths):
-        raise context.unsupported("not yet", "An output padding that is longer than the stride has no rule.")
-    return _added(context, node, bias, shape, layout)
+    return any_convolution(context, x, weight, bias, stride, padding, dilation, True, output_padding, groups)
 
 
 @rule("convolution")
@@ -149,14 +76,60 @@ def any_convolution(
     groups: int,
 ) -> Value:
     """The operator behind all of them."""
+    if isinstance(weight, Value):
+        raise context.unsupported("not yet", PRODUCT)
+    require_batch(x.index, weight)
+    kernel = context.constant(weight).numpy()
+    taps = kernel.shape[2:]
+    stride, dilation = spread(stride, len(taps)), spread(dilation, len(taps))
+    pairs = _padding(padding, taps, dilation)
+    geometry: dict[str, Any] = {
+        "kernel": kernel,
+        "stride": tuple(stride),
+        "padding": pairs,
+        "dilation": tuple(dilation),
+    }
+    node = None if is_transposed else _circular(context, x, geometry, groups)
+    if node is not None:
+        return _added(context, node, bias, node.result)
+    source, layout = context.builder.samples(x)
+    parts = len(layout.entries)
+    geometry |= {"kernel": np.tile(kernel, (parts, *[1] * (kernel.ndim - 1))) if parts > 1 else kernel}
+    image = (parts * x.shape[1], *x.shape[2:])
     if is_transposed:
-        return transposed(context, x, weight, bias, stride, padding, output_padding, groups, dilation)
-    return convolution(context, x, weight, bias, stride, padding, dilation, groups)
+        lengths = zip(x.shape[2:], stride, pairs, dilation, taps, spread(output_padding, len(taps)), strict=True)
+        larger = [(n - 1) * s - 2 * p + d * (k - 1) + e + 1 for n, s, (p, _), d, k, e in lengths]
+        image = (parts * groups * kernel.shape[1], *larger)
+    node = Convolution(
+        sources=(source,),
+        image=image,
+        groups=parts * groups,
+        transposed=is_transposed,
+        name=context.name,
+        **geometry,
+    )
+    if is_transposed and node.result[1:] != x.shape[2:]:
+        raise context.unsupported("not yet", "An output padding that is longer than the stride has no rule.")
+    return _added(context, node, bias, image if is_transposed else node.result, layout)
 
 
-def _added(
-    context: Context, node: Convolution, bias: Any, shape: Sequence[int], layout: Layout | None = None
-) -> Value:
+def _circular(context: Context, x: Value, geometry: dict[str, Any], groups: int) -> Convolution | None:
+    """The convolution on a torus that a circular padding and a convolution without padding make."""
+    if x.padded is None or any(map(any, geometry["padding"])):
+        return None
+    inner, pad = x.padded
+    around = [(pad[k], pad[k + 1]) if k < len(pad) else (0, 0) for k in range(0, 2 * (inner.index.ndim - 2), 2)]
+    if len(pad) > len(around) * 2 or min(pad) < 0:
+        return None
+    known = geometry | {"padding": tuple(reversed(around)), "image": tuple(inner.shape[1:]), "circular": True}
+    try:
+        source = context.builder.ordered(inner)
+        return Convolution(sources=(source,), groups=groups, name=context.name, **known)
+    except (ArgumentError, SampleMixing):  # outputs or taps meet on the circle, or there are frames: it is padded
+        return None
+
+
+def _added(context: Context, node: Convolution, bias: Any, shape: Sequence[int], layout: Layout | None = None) -> Value:
     """The node with its bias, one a channel, at the places of the parts that were convolved."""
     offsets = None
     if bias is not None:

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_lipschitz.extraction.constants import known
 from lightning_lipschitz.extraction.registry import Context, rule
-from lightning_lipschitz.extraction.value import SampleMixing, Value, broadcast
+from lightning_lipschitz.extraction.value import SampleMixing, Value
 
 _MOVES = (
     "alias atleast_1d atleast_2d atleast_3d broadcast_to channel_shuffle chunk clone contiguous detach diagonal expand "

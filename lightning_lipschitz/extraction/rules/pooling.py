@@ -1,10 +1,10 @@
 """Rules for pooling: averages are a matrix along each dimension, maxima and norms are units on the windows.
 
-One window has the constant 1: ``|max u - max v| <= max |u - v| <= |u - v|_2``, and the triangle inequality for the l2
-norm. All of them together have at most the root of the largest number n_i of windows that one entry is in: sum over w of
-``|u_w - v_w|^2`` = sum over i of ``n_i |u_i - v_i|^2``. That root is not computed here: the windows are gathered, y = G
-x, with ``G'G = diag(n_i)``, and every bound sees the norm of G (composed with the maps before it, which can only help).
-Places past the border are entries that no input reaches.
+One window has the constant 1: ``|max u - max v| <= max |u - v| <= |u - v|_2``, and for the l2 norm by the triangle
+inequality. All of them together have at most the root of the largest number n_i of windows that one entry is in: sum
+over w of ``|u_w - v_w|^2`` = sum over i of ``n_i |u_i - v_i|^2``. That root is not computed here: the windows are
+gathered, y = G x, with ``G'G = diag(n_i)``, and every bound sees the norm of G (composed with the maps before it, which
+can only help). Places past the border are entries that no input reaches.
 """
 
 from __future__ import annotations

@@ -15,12 +15,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 
 from lightning_lipschitz.extraction import functions
 from lightning_lipschitz.extraction.registry import Context, rule
@@ -57,7 +54,7 @@ def on_vectors(
     given = [each.reshape(-1, width)[layout.positions[0]] for each in parameters]
 
     def run(y: torch.Tensor) -> torch.Tensor:
-        return function(y.unflatten(-1, (rows, width)), *(each.to(y.device) for each in given)).flatten(-2)
+        return function(y.reshape(*y.shape[:-1], rows, width), *(each.to(y.device) for each in given)).flatten(-2)
 
     size = rows if scalar else rows * width
     alpha, beta = slopes
