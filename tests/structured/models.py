@@ -141,6 +141,30 @@ MODELS = {
         lambda m, x: torch.cat([x[:, :1].relu(), m.a(x[:, 1:])], 1), (3, 4), a=lambda: nn.Conv1d(2, 2, 1)
     ),
     "constant_output": of(lambda m, x: torch.ones(x.shape[0], 3)),
+    "frames": of(
+        lambda m, x: m.b(F.max_pool2d(m.a(x.flatten(0, 1)).relu(), 2, 1, 1)).unflatten(0, (-1, 3)).sum(1),
+        (3, 2, 4, 4),
+        a=lambda: nn.Conv2d(2, 4, 3, padding=1, groups=2),
+        b=lambda: nn.ConvTranspose2d(4, 2, 2, 2),
+    ),
+    "frames_resampled": of(
+        lambda m, x: F.interpolate(F.avg_pool1d(x.flatten(0, 1), 2), scale_factor=2, mode="linear").reshape(len(x), -1),
+        (2, 3, 6),
+    ),
+    "frames_on_a_circle": of(
+        lambda m, x: m.a(x.flatten(0, 1)).unflatten(0, (-1, 2)).flatten(1),
+        (2, 1, 5),
+        a=lambda: nn.Conv1d(1, 2, 3, padding=1, padding_mode="circular"),
+    ),
+    "time_first": of(
+        lambda m, x: F.pad(m.a(x.transpose(0, 1)).softmax(-1), (0, 0, 0, 0, 1, 0), value=0.5).transpose(0, 1),
+        (3, 4),
+        a=lambda: nn.Linear(4, 5),
+    ),
+    "where_of_both": of(
+        lambda m, x: torch.where(torch.arange(6) % 2 == 0, m.a(x).relu(), x.flip(1)), (6,), a=lambda: nn.Linear(6, 6)
+    ),
+    "chosen_of_the_chosen": of(lambda m, x: F.pad(x[:, [3, 1]], (1, 1), value=2.0)[:, [0, 1, 2]].relu(), (4,)),
     "twice_the_same": of(lambda m, x: m.a(x) + m.a(x.flip(-1)) + x, (2, 4), a=lambda: nn.Conv1d(2, 2, 3, padding=1)),
 }
 
