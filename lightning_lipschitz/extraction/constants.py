@@ -1,4 +1,4 @@
-"""Known tensors and Python numbers, as both readings take them: float64, and nothing rounded on the way.
+"""Known tensors and Python numbers, as a reading takes them: float64, and nothing rounded on the way.
 
 A Python number is a float64 (or an integer): ``0.3`` in a forward is not the float32 next to it. What a forward
 computes from parameters is computed in float64 too, so that a reading is that of the model in real arithmetic and not

@@ -118,7 +118,7 @@ def probe(x: torch.Tensor) -> torch.Tensor:
 
 
 def _observed(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], x: torch.Tensor) -> Execution:
-    """Of random numbers; of zeros where the model refuses those."""
+    """The model run on random numbers, or on zeros where it refuses those."""
     try:
         return observe(model, weights, probe(x))
     except LipschitzError:

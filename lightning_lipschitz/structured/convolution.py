@@ -74,7 +74,7 @@ class Convolution(Node):
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Of the image, without its channels."""
+        """The lengths of the image, without its channels."""
         return self.image[1:]
 
     @property

@@ -23,7 +23,7 @@ def members(graph: Graph, start: int, end: int) -> tuple[int, ...] | None:
 
 @dataclass(frozen=True)
 class Size:
-    """Of a part's explicit network.
+    """How large the explicit network of a part is.
 
     Attributes:
         inputs: width of its input.
@@ -41,7 +41,7 @@ class Size:
 
     @property
     def rows(self) -> int:
-        """Of the matrix inequality, after the input has been reduced."""
+        """Rows of the matrix inequality, after the input has been reduced."""
         return sum(self.widths) + min(self.inputs, self.read)
 
 

@@ -1,4 +1,4 @@
-"""One program tried: read by both readings, bounded, and its slopes held against the bounds."""
+"""One program tried: read in both forms, bounded, and its slopes held against the bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models for the structured route: name -> (factory, shape of one sample)."""
+"""Models whose graphs are looked at: name -> (factory, shape of one sample)."""
 
 from __future__ import annotations
 

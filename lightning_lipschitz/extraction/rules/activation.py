@@ -34,7 +34,7 @@ def _register(operator: str, table: Callable[..., tuple[float, float]]) -> None:
 def _uniform(
     context: Context, x: Value, alpha: float, beta: float, function: Callable[[torch.Tensor], torch.Tensor]
 ) -> Value:
-    """The same unit everywhere: it does not matter where the entries lie."""
+    """One kind of unit everywhere, so that it does not matter where the entries lie."""
     if not x.index.numel():
         return x
     x = context.builder.compact(x)

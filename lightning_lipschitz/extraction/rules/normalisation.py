@@ -74,7 +74,7 @@ def layer_norm(
 
 @rule("native_layer_norm")
 def native_layer_norm(context: Context, x: Value, shape: list[int], weight: Any, bias: Any, eps: float) -> Any:
-    """The same, with statistics that no one reads."""
+    """Layer norm together with statistics that no one reads."""
     return layer_norm(context, x, shape, weight, bias, eps), None, None
 
 

@@ -139,7 +139,7 @@ def amin(context: Context, x: Value, dim: Any = (), keepdim: bool = False) -> Va
 def _register_extremum(operator: str, of_two: Callable[..., Value], of_entries: Callable[..., Value]) -> None:
     @rule(operator)
     def extremum(context: Context, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-        """Of two tensors; of all entries; or along a dimension, the values (the positions jump and have no rule)."""
+        """The extremum of two tensors, of all entries, or the values along a dimension (positions jump: no rule)."""
         if isinstance(dim, (Value, torch.Tensor)):
             return of_two(context, x, dim)
         return of_entries(context, x) if dim is None else (of_entries(context, x, dim, keepdim), None)
