@@ -1,4 +1,4 @@
-"""Python numbers are float64, conversions that round are refused, and a view in place is the view, explicitly and as a graph."""
+"""Numbers of Python are float64, conversions that round are refused, a view in place is the view: in both forms."""
 
 import pytest
 import torch
