@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from lightning_lipschitz.errors import ExtractionError
 from lightning_lipschitz.extraction.reading import Runnable
-from lightning_lipschitz.extraction.state import State, kept
+from lightning_lipschitz.extraction.state import ModelState, kept
 from lightning_lipschitz.extraction.trace import Trace
 from lightning_lipschitz.extraction.undisturbed import computes_in, name_of
 from lightning_lipschitz.extraction.widened import Unwritten, Widened
@@ -183,7 +183,7 @@ def _later(model: torch.nn.Module, weights: Weights, x: torch.Tensor, dtype: tor
 def _run_on(model: torch.nn.Module, weights: Weights, x: torch.Tensor, dtype: torch.dtype) -> None:
     """A call whose effect on the state stays."""
     for cast in _casts(model, x, dtype):
-        state = State(model)
+        state = ModelState(model)
         try:
             _outputs(model, weights, cast, "no_grad", dtype)
             return

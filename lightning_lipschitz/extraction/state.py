@@ -28,7 +28,7 @@ _LARGE = 2**16  # bytes of a tensor from which on it is copied when somebody wri
 Changes = list[tuple[Any, Any, Any, Any]]
 
 
-class State:
+class ModelState:
     """The Python state of a module and of all that it holds, at the moment of construction.
 
     Args:
@@ -165,7 +165,7 @@ def _bits_equal(now: torch.Tensor, before: torch.Tensor) -> bool:
 class _Writes(TorchDispatchMode):
     """Tells a state of every operation in place."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: ModelState) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._state = state
 
@@ -187,9 +187,9 @@ def written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[t
 
 
 @contextlib.contextmanager
-def kept(model: torch.nn.Module) -> Iterator[State]:
+def kept(model: torch.nn.Module) -> Iterator[ModelState]:
     """Whatever the block does to the Python state of the model is undone at its end; for blocks that run it."""
-    state = State(model)
+    state = ModelState(model)
     try:
         with _Writes(state):
             yield state

@@ -23,7 +23,7 @@ def _in_order(**found: Any) -> tuple[Any, ...] | None:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenOut:
     """A function written out.
 
     Attributes:
@@ -50,9 +50,9 @@ def _cubic(cubic: float, scale: float) -> tuple[Any, ...] | None:
     return (cubic, scale) if is_gelu(cubic, scale) else None
 
 
-def _smoothed(softplus: tuple[Any, ...]) -> list[Written]:
+def _smoothed(softplus: tuple[Any, ...]) -> list[WrittenOut]:
     """Past its threshold F.softplus jumps by less than any dtype tells apart; the sum written out does not jump."""
-    return [Written(F.softplus, softplus, lambda: (1.0, 40.0))]
+    return [WrittenOut(F.softplus, softplus, lambda: (1.0, 40.0))]
 
 
 def _halved(function: Template) -> list[Template]:
@@ -80,37 +80,39 @@ _LENGTH = ("linalg_vector_norm", "x", 2, "*dim", True)
 _FLOORED = [("clamp", _LENGTH, "least"), ("clamp_min", _LENGTH, "least")]
 _MEANS = [(f"avg_pool{d}d", ("pow", "x", 2), "*kernel", *stride) for d in (1, 2, 3) for stride in ((), ("*stride",))]
 
-TEMPLATES: list[Written] = [
-    Written(torch.positive, ("pow", "x", 1)),
-    Written(torch.positive, ("mul", ("sign", "x"), ("relu", ("abs", "x")))),  # in F.lp_pool2d, of what is not negative
-    Written(F.softsign, ("div", "x", ("add", ("abs", "x"), 1))),
-    Written(F.tanhshrink, ("sub", "x", ("tanh", "x"))),
-    Written(F.softshrink, ("where", ("gt", _SHRINK[0], "lambd"), ("sub", "x", _SHRINK[1]), ("mul", "x", 0))),
-    Written(F.hardshrink, ("where", ("le", ("abs", "x"), "lambd"), 0, "x")),
-    Written(F.silu, ("mul", "x", ("sigmoid", "x"))),
-    Written(F.silu, ("div", "x", _LOGISTIC)),
-    Written(F.mish, ("mul", "x", ("tanh", ("softplus", "x")))),
-    Written(torch.sigmoid, ("reciprocal", _LOGISTIC)),
+TEMPLATES: list[WrittenOut] = [
+    WrittenOut(torch.positive, ("pow", "x", 1)),
+    WrittenOut(
+        torch.positive, ("mul", ("sign", "x"), ("relu", ("abs", "x")))
+    ),  # in F.lp_pool2d, of what is not negative
+    WrittenOut(F.softsign, ("div", "x", ("add", ("abs", "x"), 1))),
+    WrittenOut(F.tanhshrink, ("sub", "x", ("tanh", "x"))),
+    WrittenOut(F.softshrink, ("where", ("gt", _SHRINK[0], "lambd"), ("sub", "x", _SHRINK[1]), ("mul", "x", 0))),
+    WrittenOut(F.hardshrink, ("where", ("le", ("abs", "x"), "lambd"), 0, "x")),
+    WrittenOut(F.silu, ("mul", "x", ("sigmoid", "x"))),
+    WrittenOut(F.silu, ("div", "x", _LOGISTIC)),
+    WrittenOut(F.mish, ("mul", "x", ("tanh", ("softplus", "x")))),
+    WrittenOut(torch.sigmoid, ("reciprocal", _LOGISTIC)),
     *_smoothed(("log", ("add", ("exp", "x"), 1))),
     *_smoothed(("log1p", ("exp", "x"))),
-    *(Written(F.hardswish, ("div", ("mul", "x", each), 6)) for each in _SIX),
-    *(Written(F.hardswish, ("mul", "x", ("div", each, 6))) for each in _SIX),
-    *(Written(functions.leaky, ("where", (name, "x", 0), "x", ("mul", "x", "known"))) for name in ("gt", "ge")),
-    *(Written(F.relu, ("where", (name, "x", 0), "x", 0)) for name in ("gt", "ge")),
-    *(Written(F.relu, ("mul", "x", (name, "x", 0))) for name in ("gt", "ge")),
-    *(Written(F.relu, ("masked_fill", "x", (name, "x", 0), 0)) for name in ("lt", "le")),
-    Written(F.elu, ("where", ("gt", "x", 0), "x", ("mul", ("sub", ("exp", "x"), 1), "alpha"))),
-    Written(F.elu, ("where", ("gt", "x", 0), "x", ("sub", ("exp", "x"), 1))),
-    Written(F.elu, ("where", ("gt", "x", 0), "x", ("expm1", "x"))),
-    Written(functions.swish, ("mul", "x", ("sigmoid", ("mul", "x", "known")))),
-    *(Written(functions.stretched_gelu, each) for each in _halved(("erf", ("mul", "x", "known")))),
-    *(Written(functions.shrunk_gelu, each) for each in _halved(("erf", ("div", "x", "known")))),
-    *(Written(functions.tanh_gelu, each, _cubic) for inner in _CUBICS for each in _halved(("tanh", inner))),
-    *(Written(functions.root, ("sqrt", each)) for each in _SUM_OF_SQUARES),
-    *(Written(functions.root, ("pow", each, 0.5)) for each in _SUM_OF_SQUARES),
-    *(Written(functions.squared_sine, each) for each in _squares(("sin", "x"))),
-    *(Written(functions.squared_cosine, each) for each in _squares(("cos", "x"))),
-    *(Written(functions.unit_ball, ("div", "x", each), _on_ball) for each in _FLOORED),
-    *(Written(functions.unit_ball, ("div", "x", ("expand_as", each, "x")), _on_ball) for each in _FLOORED),
-    *(Written(functions.l2_pool, ("pow", ("mul", ("positive", each), "volume"), 0.5), _pooled) for each in _MEANS),
+    *(WrittenOut(F.hardswish, ("div", ("mul", "x", each), 6)) for each in _SIX),
+    *(WrittenOut(F.hardswish, ("mul", "x", ("div", each, 6))) for each in _SIX),
+    *(WrittenOut(functions.leaky, ("where", (name, "x", 0), "x", ("mul", "x", "known"))) for name in ("gt", "ge")),
+    *(WrittenOut(F.relu, ("where", (name, "x", 0), "x", 0)) for name in ("gt", "ge")),
+    *(WrittenOut(F.relu, ("mul", "x", (name, "x", 0))) for name in ("gt", "ge")),
+    *(WrittenOut(F.relu, ("masked_fill", "x", (name, "x", 0), 0)) for name in ("lt", "le")),
+    WrittenOut(F.elu, ("where", ("gt", "x", 0), "x", ("mul", ("sub", ("exp", "x"), 1), "alpha"))),
+    WrittenOut(F.elu, ("where", ("gt", "x", 0), "x", ("sub", ("exp", "x"), 1))),
+    WrittenOut(F.elu, ("where", ("gt", "x", 0), "x", ("expm1", "x"))),
+    WrittenOut(functions.swish, ("mul", "x", ("sigmoid", ("mul", "x", "known")))),
+    *(WrittenOut(functions.stretched_gelu, each) for each in _halved(("erf", ("mul", "x", "known")))),
+    *(WrittenOut(functions.shrunk_gelu, each) for each in _halved(("erf", ("div", "x", "known")))),
+    *(WrittenOut(functions.tanh_gelu, each, _cubic) for inner in _CUBICS for each in _halved(("tanh", inner))),
+    *(WrittenOut(functions.root, ("sqrt", each)) for each in _SUM_OF_SQUARES),
+    *(WrittenOut(functions.root, ("pow", each, 0.5)) for each in _SUM_OF_SQUARES),
+    *(WrittenOut(functions.squared_sine, each) for each in _squares(("sin", "x"))),
+    *(WrittenOut(functions.squared_cosine, each) for each in _squares(("cos", "x"))),
+    *(WrittenOut(functions.unit_ball, ("div", "x", each), _on_ball) for each in _FLOORED),
+    *(WrittenOut(functions.unit_ball, ("div", "x", ("expand_as", each, "x")), _on_ball) for each in _FLOORED),
+    *(WrittenOut(functions.l2_pool, ("pow", ("mul", ("positive", each), "volume"), 0.5), _pooled) for each in _MEANS),
 ]

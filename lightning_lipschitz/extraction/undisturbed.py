@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_lipschitz.errors import ExtractionError, LipschitzError
-from lightning_lipschitz.extraction.state import State
+from lightning_lipschitz.extraction.state import ModelState
 
 #: One reading at a time: it puts a model into evaluation mode, and torch.export is not made for two threads.
 READING = threading.RLock()
@@ -91,7 +91,7 @@ def undisturbed(model: torch.nn.Module) -> Iterator[bool]:
         for device in {"cpu", *(d.type for d in devices)}:
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        state = State(model, values=any(_has_own_mode(module) for module in model.modules()))
+        state = ModelState(model, values=any(_has_own_mode(module) for module in model.modules()))
         stack.callback(state.restore)
         _evaluate(model)
         for module in model.modules():

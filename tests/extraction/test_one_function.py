@@ -17,7 +17,7 @@ from torch import nn
 import lightning_lipschitz as ll
 from lightning_lipschitz.errors import ExtractionError, LipschitzError, UnsupportedModuleError
 from lightning_lipschitz.extraction import Extractor
-from lightning_lipschitz.extraction.state import State
+from lightning_lipschitz.extraction.state import ModelState
 from tests.models import Lambda
 
 X = torch.zeros(2, 3)
@@ -393,7 +393,7 @@ def test_state_is_put_back_into_the_objects_that_held_it():
     model = nn.Sequential(nn.Linear(3, 3))
     tensor, array, inner = torch.tensor([1.0, float("nan")]), np.arange(3.0), [[1], {2}]
     model.kept = (tensor, {"a": array, "inner": inner})
-    state = State(model)
+    state = ModelState(model)
     tensor += 1
     array[0] = 5
     inner[0].append(7)
