@@ -126,7 +126,7 @@ def test_a_failed_solver_throws_or_falls_back(monkeypatch):
     def fail(*args, **kwargs):
         raise SolverError("it broke")
 
-    monkeypatch.setattr("lightning_lipschitz.bounds.conic.solve", fail)
+    monkeypatch.setattr("lightning_lipschitz.bounds.conic.propose", fail)
     fallback = certify(TWO_BY_TWO, solver="scs", throw=False)
     assert fallback.status is Status.FALLBACK
     assert fallback.certified

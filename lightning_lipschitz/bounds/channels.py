@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,12 @@ from scipy.linalg import cholesky, solve_triangular
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from lightning_lipschitz.bounds import cost
-from lightning_lipschitz.bounds.parts import Part
+from lightning_lipschitz.bounds.parts import Span, along_chains
 from lightning_lipschitz.certificate.proofs import Channels
 from lightning_lipschitz.certificate.spectrum import Spectrum, spectrum
 from lightning_lipschitz.network import Affine, Network
 from lightning_lipschitz.structured import Elementwise, Graph
-from lightning_lipschitz.structured.parts import chains, inside
+from lightning_lipschitz.structured.parts import inside
 
 Complex = npt.NDArray[np.complex128]
 
@@ -55,25 +56,13 @@ def propose(graph: Graph, start: int, end: int) -> Channels | None:
     return Channels(rho * (1.0 + ROOM), tuple(np.full(channels, value) for value, channels in spread))
 
 
-def cut(graph: Graph, written: Sequence[Part]) -> tuple[Part, ...]:
-    """Convolutional parts, from the output backwards, outside of those that are written out anyway; then those of
-    branches that are in none of these."""
-    parts: list[Part] = []
-    for chain in chains(graph):
-        if not any(inside(graph, chain, part.start, part.end) for part in (*written, *parts)):
-            parts += _along(graph, chain, written)
-    return tuple(sorted(parts))
+def cut(graph: Graph, written: Sequence[Span]) -> tuple[Span, ...]:
+    """Convolutional parts outside of those that are written out anyway."""
 
+    def uncovered(piece: Sequence[int]) -> bool:
+        return not any(inside(graph, piece, *part) for part in written)
 
-def _along(graph: Graph, points: Sequence[int], written: Sequence[Part]) -> list[Part]:
-    parts, last = [], len(points) - 1
-    while last > 0:
-        first = _farthest(graph, points, last)
-        covered = any(inside(graph, points[first : last + 1], each.start, each.end) for each in written)
-        if first < last and not covered:
-            parts.append(Part(points[first], points[last]))
-        last = min(first, last - 1)
-    return parts
+    return along_chains(graph, partial(_farthest, graph), uncovered, written)
 
 
 def _farthest(graph: Graph, points: Sequence[int], last: int) -> int:

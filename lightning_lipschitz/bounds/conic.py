@@ -14,16 +14,15 @@ from typing import Any, Literal
 import cvxpy as cp
 import numpy as np
 
-from lightning_lipschitz.bounds.lipsdp import reduce
-from lightning_lipschitz.bounds.proposal import Proposal, Sharing
-from lightning_lipschitz.certificate.proofs import Array
+from lightning_lipschitz.bounds.lipsdp import Sharing, reduce
+from lightning_lipschitz.certificate import Proposal, Status
 from lightning_lipschitz.errors import MissingExtraError, SolverError
-from lightning_lipschitz.network import Affine, Network
+from lightning_lipschitz.network import Affine, Array, Network
 
 ConicSolver = Literal["clarabel", "scs"]
 
 
-def solve(
+def propose(
     network: Network,
     *,
     sharing: Sharing = "neuron",
@@ -53,7 +52,8 @@ def solve(
         raise SolverError(f"{solver} ended with status {status!r} and no point.")
     values = [np.maximum(np.asarray(part.value, dtype=np.float64), 0.0) for part in per_layer]
     point = reduced.restore(float(rho.value.item()), values)
-    return Proposal(point, None, status == cp.OPTIMAL, status == cp.USER_LIMIT, solver)
+    endings = {cp.OPTIMAL: Status.SOLVED, cp.USER_LIMIT: Status.TIME_LIMIT}
+    return Proposal(point, f"lipsdp-{sharing}", solver, endings.get(status, Status.ALMOST_SOLVED))
 
 
 def _problem(network: Network, sharing: Sharing) -> tuple[cp.Problem, cp.Variable, list[Any]]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ import numpy.typing as npt
 from lightning_lipschitz.certificate.proofs import Multipliers
 from lightning_lipschitz.network import Affine, Array, Layer, Network, Term
 
+Sharing = Literal["neuron", "layer"]  # one multiplier a unit (or a norm-bounded group), or one a layer
 Mask = npt.NDArray[np.bool_]
 
 # Multiplier of a unit that never moves, over what its neighbours would need: costs about 1e-10 of rho.

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
 
 from lightning_lipschitz.bounds import cost
-from lightning_lipschitz.certificate import Multipliers
+from lightning_lipschitz.certificate import Multipliers, Proposal
 from lightning_lipschitz.certificate.floating_point import frobenius, product_up, sum_up
 from lightning_lipschitz.network import Affine, Array, Network, Term
 
@@ -59,7 +59,7 @@ def difference(network: Network, pair: Pair) -> Network:
     return replace(network, output=Affine(terms, bias))
 
 
-def shared_proposals(network: Network, whole: Multipliers) -> dict[Pair, Multipliers]:
+def shared_proposals(network: Network, whole: Multipliers) -> dict[Pair, Proposal]:
     """For each pair the best point of the ray through ``whole``, on a grid of r; empty where no factorisation runs."""
     form = _Form(network, whole)
     best = dict.fromkeys(pairs(network.output.size), (np.inf, 0.0))  # rho, s
@@ -72,7 +72,7 @@ def shared_proposals(network: Network, whole: Multipliers) -> dict[Pair, Multipl
             if 0 < s * r < least:
                 best[i, j] = (s * r, s)
     return {
-        pair: Multipliers(rho * (1.0 + _INWARDS), tuple(s * values for values in whole.values))
+        pair: Proposal(Multipliers(rho * (1.0 + _INWARDS), tuple(s * lam for lam in whole.values)), "shared", "shared")
         for pair, (rho, s) in best.items()
         if np.isfinite(rho)
     }

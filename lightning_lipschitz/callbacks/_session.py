@@ -13,10 +13,11 @@ from torch import nn
 
 from lightning_lipschitz import api
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, Trainer, isolate_rng
+from lightning_lipschitz.bounds.settings import Settings
 from lightning_lipschitz.callbacks._choice import Choice
 from lightning_lipschitz.callbacks._hooks import Checkpoint
 from lightning_lipschitz.callbacks._inputs import Arguments
-from lightning_lipschitz.callbacks._measure import Measurement, Settings, measure
+from lightning_lipschitz.callbacks._measure import Measurement, measure
 from lightning_lipschitz.callbacks._ranks import Failure, Ranks
 from lightning_lipschitz.callbacks._saver import Saver
 from lightning_lipschitz.callbacks._shipped import shipped
@@ -42,13 +43,13 @@ class Session:
         MisconfigurationException: the strategy shards parameters.
     """
 
-    def __init__(self, trainer: Trainer, choice: Choice, settings: Settings) -> None:
+    def __init__(self, trainer: Trainer, choice: Choice, settings: Settings, lower_bound: bool) -> None:
         refuse_sharded(trainer, "LipschitzCallback")
         self._trainer = ref(trainer)
         self._choice = choice
         self._held: Arguments | None = None
         self._ranks = Ranks(trainer)
-        self._settings = replace(settings, workers=self._ranks.share)
+        self._settings, self._lower_bound = replace(settings, workers=self._ranks.share), lower_bound
         self._watched: Watched | None = None
         self._traced = self._closed = False
         self._batches = 0
@@ -81,7 +82,7 @@ class Session:
 
     def listen(self, pl_module: LightningModule) -> None:
         """Take new inputs for the next lower bound."""
-        if self._watched is not None and self._settings.lower_bound:
+        if self._watched is not None and self._lower_bound:
             self._watched.listen(pl_module)
 
     def hear(self, trainer: Trainer, pl_module: LightningModule, batch: object) -> None:
@@ -131,7 +132,7 @@ class Session:
         with shipped(trainer, pl_module) as root:
             result = measure(
                 lambda: watched.network(root),
-                lambda seconds: watched.lower_bound(root, seconds),
+                (lambda seconds: watched.lower_bound(root, seconds)) if self._lower_bound else None,
                 self._settings,
                 warm_start=self._warm_start or last,
                 at=(trainer.current_epoch, trainer.global_step),
