@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import ref
 
-import torch
 from torch import nn
 
 from lightning_lipschitz import api
-from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, Trainer, isolate_rng
+from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, Trainer, isolated_rng
 from lightning_lipschitz.bounds.settings import Settings
 from lightning_lipschitz.callbacks._choice import Choice
 from lightning_lipschitz.callbacks._hooks import Checkpoint
@@ -168,7 +167,7 @@ class Session:
         if certificate.unverified or not (checkpoint.get("state_dict") and self.is_measured(trainer)):
             return False
         try:
-            with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+            with isolated_rng():
                 digest = watched.digest(deployed(trainer, pl_module), checkpoint["state_dict"])
         except (LipschitzError, MisconfigurationException):
             return False  # what cannot be read has no certificate, and is saved all the same
@@ -198,7 +197,7 @@ class Session:
         if watched is None:
             raise RuntimeError("reported before it was started")
         with (
-            isolate_rng(include_cuda=torch.cuda.is_initialized()),  # type: ignore[no-untyped-call]
+            isolated_rng(),
             shipped(trainer, pl_module) as root,
         ):
             extraction: Any = watched.reader(root).extract()
@@ -208,7 +207,7 @@ class Session:
 
     def _once(self, work: Callable[[], T]) -> T | Failure:
         """On rank 0, and with the global random streams as they were before."""
-        with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+        with isolated_rng():
             return self._ranks.once(work)
 
     def stop_listening(self) -> None:
