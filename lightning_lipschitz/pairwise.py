@@ -179,9 +179,9 @@ class _PairSearch:
                 self._offer(pair, found)
 
     def _share(self, point: Multipliers) -> None:
-        if not self.clock.fits(0.0 if self.clock.limit is None else shared_work(self.network).seconds):
+        if not self.clock.fits(self.clock.needs(shared_work(self.network))):
             return
-        proof = 0.0 if self.clock.limit is None else cost.proof(self.network).seconds
+        proof = self.clock.needs(cost.proof(self.network))
         for pair, proposal in shared_proposals(self.network, point).items():
             if not self.clock.fits(proof):
                 return

@@ -43,10 +43,10 @@ def propose(graph: Graph, start: int, end: int) -> Channels | None:
         return None
     every = part.frequencies
     chosen = every[np.unique(np.linspace(0, len(every) - 1, SEARCHED).astype(int))]
-    points = [_Point(network) for network in part.networks(chosen) if network is not None]
-    values, _ = _search(points, _start(points))
+    points = [_AtFrequency(network) for network in part.networks(chosen) if network is not None]
+    values = _search(points, _start(points))
     for _ in range(ATTEMPTS):
-        rho = max(_Point(network).rho(values, 1e-8) for network in part.networks(every) if network is not None)
+        rho = max(_AtFrequency(network).rho(values, 1e-8) for network in part.networks(every) if network is not None)
         if math.isfinite(rho):
             break
         values = [1.3 * value for value in values]  # the norm is larger at a frequency that was left out
@@ -87,31 +87,31 @@ def work(part: Spectrum) -> float:
     return float(0.5 * math.prod(part.periods) * each)
 
 
-def seconds(graph: Graph, start: int, end: int) -> float:
-    """Expected time of the proof of a part; 0 where there is nothing to prove."""
+def proof(graph: Graph, start: int, end: int) -> cost.Work:
+    """Work to prove a part; none where there is nothing to prove."""
     part = spectrum(graph, start, end)
-    return 0.0 if part is None else work(part) / cost.rates().factor
+    return cost.Work(factor=0.0 if part is None else work(part))
 
 
-def _search(points: Sequence[_Point], start: Sequence[float]) -> tuple[list[float], float]:
+def _search(points: Sequence[_AtFrequency], start: Sequence[float]) -> list[float]:
     """Common factors first, then one layer after the other, then finer steps."""
 
     def worst(values: Sequence[float]) -> float:
         return max(point.rho(values, 1e-3) for point in points)
 
-    tried = [([factor * value for value in start], 0.0) for factor in FACTORS]
-    best = min(((values, worst(values)) for values, _ in tried), key=lambda pair: pair[1])
+    tried = ([factor * value for value in start] for factor in FACTORS)
+    best, least = min(((values, worst(values)) for values in tried), key=lambda pair: pair[1])
     for step in (1.15, 1.06):
         for k in range(len(start)):
             for factor in (step, 1.0 / step):
-                values = [value * (factor if j == k else 1.0) for j, value in enumerate(best[0])]
-                if (rho := worst(values)) < best[1]:
-                    best = (values, rho)
+                values = [value * (factor if j == k else 1.0) for j, value in enumerate(best)]
+                if (rho := worst(values)) < least:
+                    best, least = values, rho
                     break
     return best
 
 
-def _start(points: Sequence[_Point]) -> list[float]:
+def _start(points: Sequence[_AtFrequency]) -> list[float]:
     """What makes rho the product of the norms in a chain: from the output back, sums over all that read a layer."""
     count = len(points[0].layers)
     values = [0.0] * count
@@ -125,7 +125,7 @@ def _start(points: Sequence[_Point]) -> list[float]:
     return values
 
 
-class _Point:
+class _AtFrequency:
     """The part at one frequency, its matrices complex again."""
 
     def __init__(self, network: Network) -> None:

@@ -108,15 +108,15 @@ def _written(
     graph: Graph, norms: NodeNorms, parts: Sequence[Span], settings: Settings, reserve: _Reserve
 ) -> list[tuple[Span, Certificate]]:
     """The parts that are written out and whose own bound is below that of their nodes, with its certificate."""
-    bounds, found, limited = propagate(graph, norms, {}), [], reserve.clock.limit is not None
+    bounds, found = propagate(graph, norms, {}), []
     for done, part in enumerate(parts):
-        size = measure(graph, *part) if limited else None
-        if not reserve.fits(0.0 if size is None else cost.writing(size.entries).seconds):
+        size = measure(graph, *part)
+        if size is None or not reserve.fits(reserve.clock.needs(cost.writing(size.entries))):
             continue
         network = explicit(graph, *part)
         if network is None:
             continue
-        again = cost.proof(network).seconds if limited else 0.0
+        again = reserve.clock.needs(cost.proof(network))
         best: Method = "auto" if network.layers else "norm-product"
         inner = replace(settings, method=best, time_limit=None, warm_start=None, workers=1)
         try:
@@ -136,7 +136,7 @@ def _convolutional(graph: Graph, norms: NodeNorms, written: Sequence[Span], rese
     """The parts that are bounded one frequency at a time, with a bound below that of their nodes."""
     bounds, found = propagate(graph, norms, {}), list[Block]()
     for part in channels.cut(graph, written):
-        needed = 0.0 if reserve.clock.limit is None else channels.seconds(graph, *part)
+        needed = reserve.clock.needs(channels.proof(graph, *part))
         if not reserve.fits((channels.SEARCH + 1.0) * needed):
             continue
         proof = channels.propose(graph, *part)

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import cvxpy as cp
 import numpy as np
 
-from lightning_lipschitz.bounds.lipsdp import Sharing, reduce
+from lightning_lipschitz.bounds.lipsdp import Sharing, dense_rows, reduce
 from lightning_lipschitz.certificate import Proposal, Status
 from lightning_lipschitz.errors import MissingExtraError, SolverError
-from lightning_lipschitz.network import Affine, Array, Network
+from lightning_lipschitz.network import Network
 
 ConicSolver = Literal["clarabel", "scs"]
 
@@ -61,28 +61,20 @@ def _problem(network: Network, sharing: Sharing) -> tuple[cp.Problem, cp.Variabl
     n0, total = network.input_size, network.input_size + network.num_units
     offsets = np.cumsum((0, *network.sizes))
     rho, per_layer, variables = cp.Variable(), [], []
-    output = affine_rows(network.output, offsets, total)
+    output = dense_rows([network.output], network.sizes)
     matrix = rho * np.diag(np.r_[np.ones(n0), np.zeros(total - n0)]) - output.T @ output
     for k, layer in enumerate(network.layers, start=1):
         group = np.zeros(layer.size, dtype=np.int64) if sharing == "layer" else np.asarray(layer.group)
         names, owner = np.unique(group, return_inverse=True)
         free = cp.Variable(len(names), nonneg=True)
         expanded = np.eye(len(names))[owner] @ free
-        rows, units = affine_rows(layer.affine, offsets, total), np.eye(total)[offsets[k] : offsets[k + 1]]
+        rows, units = dense_rows([layer.affine], network.sizes), np.eye(total)[offsets[k] : offsets[k + 1]]
         s, t = units - layer.alpha[:, None] * rows, units - layer.beta[:, None] * rows
         half = s.T @ cp.atoms.affine.diag.diag(expanded) @ t
         matrix = matrix + half + half.T
         per_layer.append(expanded)
         variables.append(free)
     return cp.Problem(cp.Minimize(rho), [0.5 * (matrix + matrix.T) >> 0]), rho, per_layer
-
-
-def affine_rows(affine: Affine, offsets: Array, total: int) -> Array:
-    """The affine map as one dense matrix over v = (x, z)."""
-    rows = np.zeros((affine.size, total))
-    for term in affine.terms:
-        rows[:, offsets[term.source] : offsets[term.source + 1]] = term.matrix
-    return rows
 
 
 def _run(problem: cp.Problem, solver: ConicSolver, rtol: float, time_limit: float | None) -> str:

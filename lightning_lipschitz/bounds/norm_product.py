@@ -22,9 +22,9 @@ def propose(network: Network, clock: Clock | None = None) -> Proposal:
     clock = Clock(None) if clock is None else clock
     terms = [(k, t, term) for k, affine in enumerate(network.affines) for t, term in enumerate(affine.terms)]
     values = [[0.0] * len(affine.terms) for affine in network.affines]
-    promised, status, free = cost.Work(), Status.SOLVED, clock.limit is None
-    for k, t, term in sorted(terms, key=lambda each: 0.0 if free else cost.norm(each[2].matrix.shape).seconds):
-        if free or clock.fits((cost.norm(term.matrix.shape) + promised).seconds):
+    promised, status = cost.Work(), Status.SOLVED
+    for k, t, term in sorted(terms, key=lambda each: clock.needs(cost.norm(each[2].matrix.shape))):
+        if clock.fits(clock.needs(cost.norm(term.matrix.shape) + promised)):
             values[k][t] = norm_upper_bound(term.matrix, term.rounding, SIGNING_MARGIN)
             promised += cost.norm_proof(term.matrix.shape)
         else:

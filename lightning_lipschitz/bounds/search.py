@@ -108,7 +108,7 @@ def _closed_form(network: Network, points: Sequence[Multipliers]) -> list[Certif
 
 
 def _lipsdp(network: Network, start: Multipliers, settings: Settings, clock: Clock) -> Found:
-    proof = 0.0 if clock.limit is None else cost.proof(network).seconds
+    proof = clock.needs(cost.proof(network))
     if not clock.fits(proof):
         raise TimeLimitError
     proposal = _optimise(network, settings, clock.share(1, less=proof))
@@ -154,7 +154,7 @@ def _split(network: Network, cuts: tuple[int, ...], settings: Settings, clock: C
     parts = pieces(network, cuts)
     if parts is None:
         raise SolverError(f"the network cannot be cut at {cuts}")
-    again = 0.0 if clock.limit is None else sum(cost.proof(part).seconds for part in parts)
+    again = sum(clock.needs(cost.proof(part)) for part in parts)
     whole = len(network.layers) + 1
     inner = replace(settings, split_size=whole, workers=1, time_limit=None, warm_start=None)
     if settings.workers == 1:

@@ -21,7 +21,7 @@ def _frozen(values: npt.ArrayLike) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class _Point:
+class _RhoAndLambda:
     rho: float
     values: tuple[Array, ...]
 
@@ -30,7 +30,7 @@ class _Point:
         object.__setattr__(self, "values", tuple(_frozen(values) for values in self.values))
 
 
-class Multipliers(_Point):
+class Multipliers(_RhoAndLambda):
     """A point of the LMI ``M(rho, lambda) >= 0`` of :mod:`lightning_lipschitz.certificate.lmi`.
 
     Args:
@@ -39,7 +39,7 @@ class Multipliers(_Point):
     """
 
 
-class Channels(_Point):
+class Channels(_RhoAndLambda):
     """Multipliers of a convolutional part, one a channel (:mod:`lightning_lipschitz.certificate.spectrum`).
 
     Args:
