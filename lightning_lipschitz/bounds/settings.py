@@ -82,7 +82,7 @@ def _require_device(value: str) -> None:
     try:
         if value != "auto":
             torch.device(value)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ArgumentError("device", value, 'a device that torch knows, or "auto"') from error
 
 
