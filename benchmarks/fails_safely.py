@@ -16,8 +16,8 @@ from common import markdown, parser, publish
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from lightning_lipschitz.bounds import closed_form, interior_point
-from lightning_lipschitz.bounds.signing import sign
-from lightning_lipschitz.certificate import Multipliers, prove
+from lightning_lipschitz.bounds.signing import sign_nearby
+from lightning_lipschitz.certificate import Multipliers, Proposal, prove
 from tests.helpers import chain, exact_lmi, exactly_positive_definite, grouped, per_unit_slopes, residual
 
 SLOPES = [(0.0, 1.0), (0.1, 1.0), (0.0, 0.25), (-0.13, 1.13), (-1.0, 1.0)]
@@ -71,7 +71,7 @@ def attempt(kind: str, rng: np.random.Generator) -> str:
         return "refused"
     proposal = KINDS[kind](network, rng)
     accepted = [proposal] if prove(network, proposal) is not None else []
-    signed = sign(network, proposal, replace(points[0], rho=1.1 * points[0].rho), "", "")
+    signed = sign_nearby(network, Proposal(proposal, "", ""), replace(points[0], rho=1.1 * points[0].rho))
     accepted += [signed.proof] if signed else []
     if not all(exactly_positive_definite(exact_lmi(network, proof)) for proof in accepted):
         return "FALSE"

@@ -8,7 +8,10 @@ imported. So: the package that is loaded already, ``pytorch_lightning`` where th
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
+
+import torch
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -34,13 +37,20 @@ Callback = pl.Callback
 LightningModule = pl.LightningModule
 Trainer = pl.Trainer
 
+
+def isolated_rng() -> AbstractContextManager[None]:
+    """Put the global random streams back as they were, when the block ends; no GPU is woken up for it."""
+    found: AbstractContextManager[None] = isolate_rng(include_cuda=torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    return found
+
+
 __all__ = [
     "Callback",
     "LightningModule",
     "MisconfigurationException",
     "TorchCheckpointIO",
     "Trainer",
-    "isolate_rng",
+    "isolated_rng",
     "pl",
     "rank_zero_warn",
 ]

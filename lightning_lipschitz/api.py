@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import numpy.typing as npt
 import torch
@@ -15,18 +14,17 @@ from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.composed import certify_graph
 from lightning_lipschitz.bounds.lower import LowerBound, steepest_pair
 from lightning_lipschitz.bounds.search import certify_network
-from lightning_lipschitz.bounds.settings import MapLike, Method, Settings, Solver, require_solver
-from lightning_lipschitz.certificate import Certificate, Composition, Status, mark_proved, prove_any
-from lightning_lipschitz.errors import ArgumentError, CertificateError, SolverError
-from lightning_lipschitz.extraction import (
-    Input,
-    Output,
-    RoutedExtractor,
-    input_of,
-    part,
-    reader_for,
-    submodule,
+from lightning_lipschitz.bounds.settings import (
+    MapLike,
+    Method,
+    Settings,
+    Solver,
+    require_count,
+    require_time_limit,
 )
+from lightning_lipschitz.certificate import Certificate, Composition, Status, proof_of, reprove
+from lightning_lipschitz.errors import ArgumentError, SolverError
+from lightning_lipschitz.extraction import Input, Output, RoutedExtractor, input_of, part, reader_for, submodule
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.structured import Graph
 
@@ -103,12 +101,9 @@ def certify(
         (2.3094, True)
     """
     clock = Clock(time_limit)
-    _check(method=method, solver=solver, rtol=rtol, time_limit=time_limit, workers=workers, split_size=split_size)
-    network = read(model, example_input, slopes, method, module=module, input=input, output=output)
     state = None if warm_start is None else warm_start.state or warm_start.proof
-    settings = Settings(
-        method, solver, rtol, time_limit, str(device), split_size, workers, warm_start=state, couplings=couplings
-    )
+    settings = Settings(method, solver, rtol, time_limit, str(device), split_size, workers, state, couplings)
+    network = read(model, example_input, slopes, method, module=module, input=input, output=output)
     if method == "composed" and isinstance(network, Network):
         raise ArgumentError("method", method, "any other for explicit matrices; this one reads an nn.Module")
     certificate = (
@@ -154,22 +149,8 @@ def verify(
         >>> verify(certify(weights), weights) == certify(weights).upper_bound
         True
     """
-    if not certificate.certified or certificate.proof is None:
-        raise CertificateError(f"this result proves nothing: {certificate.status.value}")
-    method: Method = "composed" if isinstance(certificate.proof, Composition) else "norm-product"
-    network = read(model, example_input, slopes, method, module=module, input=input, output=output)
-    if network.digest != certificate.network_digest:
-        raise CertificateError(
-            f"the certificate belongs to another network: its digest is {certificate.network_digest[:12]}..., "
-            f"that of the model at hand {network.digest[:12]}.... Certify this model."
-        )
-    bound = prove_any(network, certificate.proof)
-    if bound is None or not bound <= certificate.upper_bound:
-        raise CertificateError(
-            f"the proof of the bound {certificate.upper_bound!r} does not hold; the file may be damaged."
-        )
-    mark_proved(certificate)
-    return certificate.upper_bound
+    method: Method = "composed" if isinstance(proof_of(certificate), Composition) else "norm-product"
+    return reprove(certificate, read(model, example_input, slopes, method, module=module, input=input, output=output))
 
 
 def lower_bound(
@@ -214,16 +195,15 @@ def lower_bound(
         True
     """
     clock = Clock(time_limit)
-    _check_time_limit(time_limit)
+    require_time_limit(time_limit)
     searched = submodule(model, module)
     start = part(searched, inputs, input, output)[1] if isinstance(inputs, (Tensor, tuple, Mapping)) else inputs
     if not isinstance(start, Tensor) or start.ndim < 2 or len(start) == 0:
         raise ArgumentError(
             "inputs", tuple(getattr(start, "shape", ())), "a tensor of at least one input, shape (batch, ...)"
         )
-    for name, value, least in (("steps", steps, 0), ("pairs", pairs, 1)):
-        if not isinstance(value, int) or value < least:
-            raise ArgumentError(name, value, f"an integer >= {least}")
+    require_count("steps", steps, least=0)
+    require_count("pairs", pairs)
     function = RoutedExtractor(searched, inputs, name=module, input=input, output=output).function(device)
     generator = torch.Generator().manual_seed(seed)
     begin = start.flatten(1).to(device)
@@ -271,28 +251,6 @@ def _hint(model: Any) -> str:
     if hasattr(model, "ndim"):
         return " (put one matrix into a list)"
     return " (make an instance of the class)" if isinstance(model, type) else ""
-
-
-def _check(**arguments: Any) -> None:
-    """Refuse unusable arguments before anything long starts."""
-    for name, options in (("method", get_args(Method)), ("solver", get_args(Solver))):
-        if arguments[name] not in options:
-            raise ArgumentError(name, arguments[name], f"one of {', '.join(map(repr, options))}")
-    require_solver(arguments["method"], arguments["solver"])
-    if not 0 < arguments["rtol"] < 1:
-        raise ArgumentError("rtol", arguments["rtol"], "a number between 0 and 1")
-    _check_time_limit(arguments["time_limit"])
-    for name in ("workers", "split_size"):
-        value = arguments[name]
-        if value is None or (name == "workers" and callable(value)):
-            continue
-        if not isinstance(value, int) or value < 1:
-            raise ArgumentError(name, value, "an integer >= 1")
-
-
-def _check_time_limit(limit: float | None) -> None:
-    if limit is not None and not (limit > 0 and math.isfinite(limit)):
-        raise ArgumentError("time_limit", limit, "a number of seconds > 0, or None")
 
 
 __all__ = ["Model", "certify", "lower_bound", "read", "verify"]

@@ -22,7 +22,7 @@ INFLATION = 100  # times its size on the disk that a file may take in memory; de
 _HEADER = 2**16  # bytes of a member in which NumPy's header has to end
 
 
-class Found(NamedTuple):
+class ArrayHeader(NamedTuple):
     """What a member says of itself."""
 
     shape: tuple[int, ...]
@@ -64,7 +64,7 @@ class Archive:
             raise ValueError("two arrays in it have the same name")
         self._infos = dict(zip(self.names, infos, strict=True))
 
-    def found(self, name: str) -> Found:
+    def found(self, name: str) -> ArrayHeader:
         """Shape and dtype of an array, without its numbers.
 
         Raises:
@@ -89,7 +89,7 @@ class Archive:
             member.read()  # compares the checksum
         return array
 
-    def _header(self, name: str) -> tuple[Found, int]:
+    def _header(self, name: str) -> tuple[ArrayHeader, int]:
         info = self._infos[name]
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"`{name}` is encrypted, or compressed in a way that NumPy does not write")
@@ -102,7 +102,7 @@ class Archive:
             raise ValueError(f"`{name}` holds Python objects, which are not read")
         if any(length < 0 for length in shape):
             raise ValueError(f"`{name}` has the shape {shape}")
-        return Found(shape, dtype), head.tell()
+        return ArrayHeader(shape, dtype), head.tell()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from lightning_lipschitz import api
-from lightning_lipschitz.bounds.search import Method, Solver
+from lightning_lipschitz.bounds.settings import Method, Solver
 from lightning_lipschitz.certificate import Certificate
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.weight_files import described, read_matrices, read_weights

@@ -23,7 +23,7 @@ class ArgumentError(LipschitzError, ValueError):
 
     def __init__(self, name: str, found: object, accepted: str) -> None:
         super().__init__(f"`{name}` must be {accepted}; got {found!r}.")
-        self.name = name
+        self.name, self.found, self.accepted = name, found, accepted
 
 
 class NonFiniteError(LipschitzError, ValueError):

@@ -15,16 +15,14 @@ from lightning_lipschitz.bounds import cost
 from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.pairwise import Pair, difference, pairs, shared_proposals, shared_work
 from lightning_lipschitz.bounds.search import certify_network, searching
-from lightning_lipschitz.bounds.settings import MatrixMethod, Method, Settings, Solver, require_solver
-from lightning_lipschitz.bounds.signing import sign
-from lightning_lipschitz.certificate import AnyProof, Certificate, Composition, Multipliers, Proof, mark_proved, prove
+from lightning_lipschitz.bounds.settings import MatrixMethod, Method, Settings, Solver, require_choice
+from lightning_lipschitz.bounds.signing import sign_nearby
+from lightning_lipschitz.certificate import Certificate, Composition, Multipliers, Proof, prove, reprove
 from lightning_lipschitz.certificate.floating_point import round_up, sqrt_up
 from lightning_lipschitz.errors import ArgumentError, CertificateError, SolverError
 from lightning_lipschitz.network import Array, Network
 
 Proved: TypeAlias = tuple[float, Proof | None]
-
-_METHODS = get_args(MatrixMethod)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,15 +67,11 @@ class PairwiseBounds:
         network = _explicit(model, example_input)
         if network.digest != self.network_digest:
             raise CertificateError("the pairwise bounds belong to another network. Compute them of this model.")
-        given = self.whole.proof
-        whole = None if given is None or isinstance(given, Composition) else prove(network, given)
-        if whole is None or not whole <= self.whole.upper_bound:
-            raise CertificateError("the proof of the bound of all outputs does not hold.")
+        whole = reprove(self.whole, network)
         for (i, j), proof in self.proofs.items():
             bound = _sqrt2_times(whole) if proof is None else prove(difference(network, (i, j)), proof)
             if bound is None or not bound <= self.matrix[i, j]:
                 raise CertificateError(f"the proof of the bound of output {i} less output {j} does not hold.")
-        mark_proved(self.whole)
         return self.matrix
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,20 +124,13 @@ def pairwise_bounds(
         >>> bounds.matrix[0, 0], bool(bounds.matrix[0, 1] < bounds.matrix[0, 2])
         (np.float64(0.0), True)
     """
-    if method not in _METHODS:
-        raise ArgumentError("method", method, f"one of {', '.join(map(repr, _METHODS))}")
-    if solver not in get_args(Solver):
-        raise ArgumentError("solver", solver, f"one of {', '.join(map(repr, get_args(Solver)))}")
-    require_solver(method, solver)
-    if not 0 < rtol < 1:
-        raise ArgumentError("rtol", rtol, "a number between 0 and 1")
-    if time_limit is not None and not 0 < time_limit < np.inf:
-        raise ArgumentError("time_limit", time_limit, "a number of seconds > 0, or None")
     clock = Clock(time_limit)
+    require_choice("method", method, get_args(MatrixMethod))
+    settings = Settings(method, solver, rtol, time_limit)
     network = _explicit(model, example_input, slopes)
     if network.output.size < 2:
         raise ArgumentError("model", f"{network.output.size} output", "one with two or more outputs; use `certify`")
-    return _Search(network, Settings(method, solver, rtol), refine, clock).run()
+    return _PairSearch(network, settings, refine, clock).run()
 
 
 def _explicit(model: Model, example_input: Any, slopes: tuple[float, float] = (0.0, 1.0)) -> Network:
@@ -154,7 +141,7 @@ def _explicit(model: Model, example_input: Any, slopes: tuple[float, float] = (0
     return network
 
 
-class _Search:
+class _PairSearch:
     """From the whole to the pairs; keeps the best proved bound of each."""
 
     def __init__(self, network: Network, settings: Settings, refine: bool, clock: Clock) -> None:
@@ -189,18 +176,16 @@ class _Search:
                     found = certify_network(difference(self.network, pair), Settings(method), self.clock.share(1))
                 except SolverError:
                     continue
-                self._offer(pair, found.upper_bound, found.proof)
+                self._offer(pair, found)
 
     def _share(self, point: Multipliers) -> None:
-        if not self.clock.fits(0.0 if self.clock.limit is None else shared_work(self.network).seconds):
+        if not self.clock.fits(self.clock.needs(shared_work(self.network))):
             return
-        proof = 0.0 if self.clock.limit is None else cost.proof(self.network).seconds
+        proof = self.clock.needs(cost.proof(self.network))
         for pair, proposal in shared_proposals(self.network, point).items():
             if not self.clock.fits(proof):
                 return
-            signed = sign(difference(self.network, pair), proposal, None, "shared", "shared")
-            if signed is not None:
-                self._offer(pair, signed.upper_bound, signed.proof)
+            self._offer(pair, sign_nearby(difference(self.network, pair), proposal))
 
     def _refine(self) -> None:
         order = sorted(self.best, key=lambda pair: -self.best[pair][0])
@@ -211,12 +196,12 @@ class _Search:
                 found = self._certify(difference(self.network, pair), len(order) - done)
             except SolverError:
                 continue
-            self._offer(pair, found.upper_bound, found.proof)
+            self._offer(pair, found)
             self.refined.add(pair)
 
-    def _offer(self, pair: Pair, bound: float, proof: AnyProof | None) -> None:
-        if not isinstance(proof, Composition) and bound < self.best[pair][0]:
-            self.best[pair] = (bound, proof)
+    def _offer(self, pair: Pair, found: Certificate | None) -> None:
+        if found is not None and not isinstance(found.proof, Composition):
+            self.best[pair] = min(self.best[pair], (found.upper_bound, found.proof), key=lambda proved: proved[0])
 
     def _matrix(self) -> Array:
         size = self.network.output.size

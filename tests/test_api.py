@@ -51,6 +51,9 @@ BAD_INPUT = {
     "method": (lambda: certify(TWO_BY_TWO, method="lipsdp"), ArgumentError, "`method`"),
     "solver": (lambda: certify(TWO_BY_TWO, solver="mosek"), ArgumentError, "`solver`"),
     "rtol": (lambda: certify(TWO_BY_TWO, rtol=0), ArgumentError, "`rtol`"),
+    "rtol, a word": (lambda: certify(TWO_BY_TWO, rtol="small"), ArgumentError, "`rtol`"),
+    "device": (lambda: certify(TWO_BY_TWO, device="a large one"), ArgumentError, "`device`"),
+    "time limit, a word": (lambda: certify(TWO_BY_TWO, time_limit="1 h"), ArgumentError, "`time_limit`"),
     "time limit": (lambda: certify(TWO_BY_TWO, time_limit=-1), ArgumentError, "`time_limit`"),
     "workers": (lambda: certify(TWO_BY_TWO, workers=0), ArgumentError, "`workers`"),
     "split size": (lambda: certify(TWO_BY_TWO, split_size=1.5), ArgumentError, "`split_size`"),
@@ -126,7 +129,7 @@ def test_a_failed_solver_throws_or_falls_back(monkeypatch):
     def fail(*args, **kwargs):
         raise SolverError("it broke")
 
-    monkeypatch.setattr("lightning_lipschitz.bounds.conic.solve", fail)
+    monkeypatch.setattr("lightning_lipschitz.bounds.conic.propose", fail)
     fallback = certify(TWO_BY_TWO, solver="scs", throw=False)
     assert fallback.status is Status.FALLBACK
     assert fallback.certified

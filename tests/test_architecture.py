@@ -97,12 +97,26 @@ def test_callbacks_hold_no_mathematics():
             assert not {full.split(".")[0] for full in imports(path)} & {"scipy", "cvxpy"}, path
 
 
+def calls(path):
+    """Every call of a module: the name of what is called, the number of positional arguments, the keywords."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            yield called, len(node.args), {keyword.arg: keyword.value for keyword in node.keywords}
+
+
 def test_only_the_kernel_signs():
-    """`certified=True` is written in three places, each right behind `prove`."""
-    writers = {
-        name(path)
-        for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.keyword) and node.arg == "certified" and getattr(node.value, "value", None) is True
-    }
-    assert writers == {"bounds/composed.py", "bounds/search.py", "projection/nearest.py"}
+    """One function writes `certified=True`, right behind the proof. Elsewhere a Certificate is made of what is no
+    bound, and says so; and nobody exchanges the bound of one or what proves it."""
+    makers = {name(path) for path in MODULES for called, _, _ in calls(path) if called == "Certificate"}
+    assert makers == {"certificate/signer.py", "bounds/search.py"}
+    for path in MODULES:
+        for called, positional, keywords in calls(path):
+            if called == "Certificate":
+                certified = ast.literal_eval(keywords["certified"])
+                assert positional == 0
+                assert certified is (name(path) == "certificate/signer.py")
+            elif called == "replace":
+                assert not {"certified", "upper_bound", "network_digest"} & set(keywords), path
+            else:
+                assert "certified" not in keywords, path

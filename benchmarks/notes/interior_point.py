@@ -62,7 +62,9 @@ def report(name: str, network: Network, args: argparse.Namespace) -> None:
         flush=True,
     )
     for solver in args.against:
-        wall, cpu, other = timed(lambda s=solver: conic.solve(network, sharing=args.sharing, solver=s, rtol=args.rtol))
+        wall, cpu, other = timed(
+            lambda s=solver: conic.propose(network, sharing=args.sharing, solver=s, rtol=args.rtol)
+        )
         print(f"    {solver}: L {other.multipliers.rho**0.5:.8g}, wall {wall:.2f} s, processor {cpu:.2f} s", flush=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,12 @@ from scipy.linalg import cholesky, solve_triangular
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from lightning_lipschitz.bounds import cost
-from lightning_lipschitz.bounds.parts import Part
+from lightning_lipschitz.bounds.parts import Span, along_chains
 from lightning_lipschitz.certificate.proofs import Channels
 from lightning_lipschitz.certificate.spectrum import Spectrum, spectrum
 from lightning_lipschitz.network import Affine, Network
 from lightning_lipschitz.structured import Elementwise, Graph
-from lightning_lipschitz.structured.parts import chains, inside
+from lightning_lipschitz.structured.parts import inside
 
 Complex = npt.NDArray[np.complex128]
 
@@ -42,10 +43,10 @@ def propose(graph: Graph, start: int, end: int) -> Channels | None:
         return None
     every = part.frequencies
     chosen = every[np.unique(np.linspace(0, len(every) - 1, SEARCHED).astype(int))]
-    points = [_Point(network) for network in part.networks(chosen) if network is not None]
-    values, _ = _search(points, _start(points))
+    points = [_AtFrequency(network) for network in part.networks(chosen) if network is not None]
+    values = _search(points, _start(points))
     for _ in range(ATTEMPTS):
-        rho = max(_Point(network).rho(values, 1e-8) for network in part.networks(every) if network is not None)
+        rho = max(_AtFrequency(network).rho(values, 1e-8) for network in part.networks(every) if network is not None)
         if math.isfinite(rho):
             break
         values = [1.3 * value for value in values]  # the norm is larger at a frequency that was left out
@@ -55,25 +56,13 @@ def propose(graph: Graph, start: int, end: int) -> Channels | None:
     return Channels(rho * (1.0 + ROOM), tuple(np.full(channels, value) for value, channels in spread))
 
 
-def cut(graph: Graph, written: Sequence[Part]) -> tuple[Part, ...]:
-    """Convolutional parts, from the output backwards, outside of those that are written out anyway; then those of
-    branches that are in none of these."""
-    parts: list[Part] = []
-    for chain in chains(graph):
-        if not any(inside(graph, chain, part.start, part.end) for part in (*written, *parts)):
-            parts += _along(graph, chain, written)
-    return tuple(sorted(parts))
+def cut(graph: Graph, written: Sequence[Span]) -> tuple[Span, ...]:
+    """Convolutional parts outside of those that are written out anyway."""
 
+    def uncovered(piece: Sequence[int]) -> bool:
+        return not any(inside(graph, piece, *part) for part in written)
 
-def _along(graph: Graph, points: Sequence[int], written: Sequence[Part]) -> list[Part]:
-    parts, last = [], len(points) - 1
-    while last > 0:
-        first = _farthest(graph, points, last)
-        covered = any(inside(graph, points[first : last + 1], each.start, each.end) for each in written)
-        if first < last and not covered:
-            parts.append(Part(points[first], points[last]))
-        last = min(first, last - 1)
-    return parts
+    return along_chains(graph, partial(_farthest, graph), uncovered, written)
 
 
 def _farthest(graph: Graph, points: Sequence[int], last: int) -> int:
@@ -98,31 +87,31 @@ def work(part: Spectrum) -> float:
     return float(0.5 * math.prod(part.periods) * each)
 
 
-def seconds(graph: Graph, start: int, end: int) -> float:
-    """Expected time of the proof of a part; 0 where there is nothing to prove."""
+def proof(graph: Graph, start: int, end: int) -> cost.Work:
+    """Work to prove a part; none where there is nothing to prove."""
     part = spectrum(graph, start, end)
-    return 0.0 if part is None else work(part) / cost.rates().factor
+    return cost.Work(factor=0.0 if part is None else work(part))
 
 
-def _search(points: Sequence[_Point], start: Sequence[float]) -> tuple[list[float], float]:
+def _search(points: Sequence[_AtFrequency], start: Sequence[float]) -> list[float]:
     """Common factors first, then one layer after the other, then finer steps."""
 
     def worst(values: Sequence[float]) -> float:
         return max(point.rho(values, 1e-3) for point in points)
 
-    tried = [([factor * value for value in start], 0.0) for factor in FACTORS]
-    best = min(((values, worst(values)) for values, _ in tried), key=lambda pair: pair[1])
+    tried = ([factor * value for value in start] for factor in FACTORS)
+    best, least = min(((values, worst(values)) for values in tried), key=lambda pair: pair[1])
     for step in (1.15, 1.06):
         for k in range(len(start)):
             for factor in (step, 1.0 / step):
-                values = [value * (factor if j == k else 1.0) for j, value in enumerate(best[0])]
-                if (rho := worst(values)) < best[1]:
-                    best = (values, rho)
+                values = [value * (factor if j == k else 1.0) for j, value in enumerate(best)]
+                if (rho := worst(values)) < least:
+                    best, least = values, rho
                     break
     return best
 
 
-def _start(points: Sequence[_Point]) -> list[float]:
+def _start(points: Sequence[_AtFrequency]) -> list[float]:
     """What makes rho the product of the norms in a chain: from the output back, sums over all that read a layer."""
     count = len(points[0].layers)
     values = [0.0] * count
@@ -136,7 +125,7 @@ def _start(points: Sequence[_Point]) -> list[float]:
     return values
 
 
-class _Point:
+class _AtFrequency:
     """The part at one frequency, its matrices complex again."""
 
     def __init__(self, network: Network) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from lightning_lipschitz.bounds.cost import Work
+
 GRACE = 0.1  # seconds beyond the limit in which the simple methods for small models end
 
 
@@ -37,6 +39,10 @@ class Clock:
     @property
     def over(self) -> bool:
         return self.left is not None and self.left <= 0.0
+
+    def needs(self, work: Work) -> float:
+        """Seconds that the work takes; 0 without a limit, where nothing depends on it and nothing is measured."""
+        return 0.0 if self.limit is None else work.seconds
 
     def fits(self, seconds: float) -> bool:
         """Whether work of so many seconds ends in time, or all but in time."""

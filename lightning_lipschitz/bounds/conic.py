@@ -14,16 +14,15 @@ from typing import Any, Literal
 import cvxpy as cp
 import numpy as np
 
-from lightning_lipschitz.bounds.lipsdp import reduce
-from lightning_lipschitz.bounds.proposal import Proposal, Sharing
-from lightning_lipschitz.certificate.proofs import Array
+from lightning_lipschitz.bounds.lipsdp import Sharing, dense_rows, reduce
+from lightning_lipschitz.certificate import Proposal, Status
 from lightning_lipschitz.errors import MissingExtraError, SolverError
-from lightning_lipschitz.network import Affine, Network
+from lightning_lipschitz.network import Network
 
 ConicSolver = Literal["clarabel", "scs"]
 
 
-def solve(
+def propose(
     network: Network,
     *,
     sharing: Sharing = "neuron",
@@ -53,7 +52,8 @@ def solve(
         raise SolverError(f"{solver} ended with status {status!r} and no point.")
     values = [np.maximum(np.asarray(part.value, dtype=np.float64), 0.0) for part in per_layer]
     point = reduced.restore(float(rho.value.item()), values)
-    return Proposal(point, None, status == cp.OPTIMAL, status == cp.USER_LIMIT, solver)
+    endings = {cp.OPTIMAL: Status.SOLVED, cp.USER_LIMIT: Status.TIME_LIMIT}
+    return Proposal(point, f"lipsdp-{sharing}", solver, endings.get(status, Status.ALMOST_SOLVED))
 
 
 def _problem(network: Network, sharing: Sharing) -> tuple[cp.Problem, cp.Variable, list[Any]]:
@@ -61,28 +61,20 @@ def _problem(network: Network, sharing: Sharing) -> tuple[cp.Problem, cp.Variabl
     n0, total = network.input_size, network.input_size + network.num_units
     offsets = np.cumsum((0, *network.sizes))
     rho, per_layer, variables = cp.Variable(), [], []
-    output = affine_rows(network.output, offsets, total)
+    output = dense_rows([network.output], network.sizes)
     matrix = rho * np.diag(np.r_[np.ones(n0), np.zeros(total - n0)]) - output.T @ output
     for k, layer in enumerate(network.layers, start=1):
         group = np.zeros(layer.size, dtype=np.int64) if sharing == "layer" else np.asarray(layer.group)
         names, owner = np.unique(group, return_inverse=True)
         free = cp.Variable(len(names), nonneg=True)
         expanded = np.eye(len(names))[owner] @ free
-        rows, units = affine_rows(layer.affine, offsets, total), np.eye(total)[offsets[k] : offsets[k + 1]]
+        rows, units = dense_rows([layer.affine], network.sizes), np.eye(total)[offsets[k] : offsets[k + 1]]
         s, t = units - layer.alpha[:, None] * rows, units - layer.beta[:, None] * rows
         half = s.T @ cp.atoms.affine.diag.diag(expanded) @ t
         matrix = matrix + half + half.T
         per_layer.append(expanded)
         variables.append(free)
     return cp.Problem(cp.Minimize(rho), [0.5 * (matrix + matrix.T) >> 0]), rho, per_layer
-
-
-def affine_rows(affine: Affine, offsets: Array, total: int) -> Array:
-    """The affine map as one dense matrix over v = (x, z)."""
-    rows = np.zeros((affine.size, total))
-    for term in affine.terms:
-        rows[:, offsets[term.source] : offsets[term.source + 1]] = term.matrix
-    return rows
 
 
 def _run(problem: cp.Problem, solver: ConicSolver, rtol: float, time_limit: float | None) -> str:

@@ -46,7 +46,7 @@ class Rates:
 
 @lru_cache(maxsize=1)
 def rates() -> Rates:
-    """Those of this machine and its load, measured in some 30 ms, the first time."""
+    """Rates of this machine under its load, measured in some 30 ms, the first time."""
     generator, n = np.random.default_rng(0), float(_SAMPLE)
     left = generator.standard_normal((_SAMPLE, _SAMPLE))
     gram = left @ left.T + np.eye(_SAMPLE)
@@ -88,23 +88,23 @@ class Work:
 
 
 def norm_proof(shape: tuple[int, ...]) -> Work:
-    """Of the proof of a spectral norm: a Gram matrix and its Cholesky factorisation."""
+    """Work to prove a spectral norm: a Gram matrix and its Cholesky factorisation."""
     small, large = float(min(shape)), float(max(shape))
     return Work(product=2.0 * small**2 * large, factor=small**3 / 3.0)
 
 
 def norm(shape: tuple[int, ...]) -> Work:
-    """Of finding and proving a spectral norm."""
+    """Work to find and prove a spectral norm."""
     return norm_proof(shape).times(2.0) + Work(eigen=4.0 / 3.0 * float(min(shape)) ** 3)
 
 
 def writing(entries: int) -> Work:
-    """Of writing out so many entries of a structured model's matrices, looking at them for a norm and in its proof."""
+    """Work to write out so many entries of a structured model's matrices, look at them for a norm and in its proof."""
     return Work(product=WRITING * float(entries))
 
 
 def elimination(network: Network, sizes: tuple[int, ...]) -> Work:
-    """Of forming M and eliminating its blocks, those of the units from the last one down; ``sizes`` of the sources."""
+    """Work to form M and eliminate its blocks, those of the units from the last one down; ``sizes`` of the sources."""
     widths = [float(size) for size in sizes]
     squared = [layer.affine for layer in network.layers if np.any(layer.alpha * layer.beta)] + [network.output]
     pairs = [(a.source, b.source, float(affine.size)) for affine in squared for a in affine.terms for b in affine.terms]
@@ -121,31 +121,31 @@ def elimination(network: Network, sizes: tuple[int, ...]) -> Work:
 
 
 def proof(network: Network) -> Work:
-    """Of taking multipliers to the kernel: rho is raised until the proof holds, and the proof is repeated."""
+    """Work to take multipliers to the kernel: rho is raised until the proof holds, and the proof is repeated."""
     last = float(network.sizes[1] if network.is_chain and len(network.sizes) > 1 else network.input_size)
     return elimination(network, network.sizes).times(2.0) + Work(factor=TRIES * last**3 / 3.0)
 
 
 def sweep(network: Network) -> Work:
-    """Of one closed form: an elimination of the reduced network and an eigenvalue a block."""
+    """Work of one closed form: an elimination of the reduced network and an eigenvalue a block."""
     sizes = _reduced(network)
     small = elimination(network, sizes) + Work(eigen=4.0 / 3.0 * sum(float(size) ** 3 for size in sizes))
     return small.times(2.0) + reduction(network)  # forwards, blocks are inverted
 
 
 def reduction(network: Network) -> Work:
-    """Of making the problem smaller: the input's QR factorisation."""
+    """Work to make the problem smaller: the input's QR factorisation."""
     inputs, rows = float(network.input_size), float(_reduced(network)[0])
     return Work(factor=4.0 * inputs * rows**2 if rows < inputs else 0.0)
 
 
 def step(network: Network) -> Work:
-    """Of one iteration of the native solver."""
+    """Work of one iteration of the native solver."""
     return Work(product=STEP_PRODUCTS * 2.0 * float(sum(_reduced(network))) ** 3)
 
 
 def first_step(network: Network) -> Work:
-    """Of reducing the problem, finding a point inside, and one iteration."""
+    """Work to reduce the problem, find a point inside, and make one iteration of the native solver."""
     sizes = _reduced(network)
     start = Work(product=4.0 * float(sum(sizes)) ** 3, eigen=4.0 / 3.0 * sum(float(size) ** 3 for size in sizes))
     return reduction(network) + start + step(network)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ import numpy.typing as npt
 from lightning_lipschitz.certificate.proofs import Multipliers
 from lightning_lipschitz.network import Affine, Array, Layer, Network, Term
 
+Sharing = Literal["neuron", "layer"]  # one multiplier a unit (or a norm-bounded group), or one a layer
 Mask = npt.NDArray[np.bool_]
 
 # Multiplier of a unit that never moves, over what its neighbours would need: costs about 1e-10 of rho.
@@ -213,3 +215,14 @@ def _rescale(network: Network, exponents: Sequence[int]) -> Network:
     *hidden, last = [scaled(affine, e) for affine, e in zip(network.affines, exponents, strict=True)]
     layers = tuple(replace(layer, affine=affine) for layer, affine in zip(network.layers, hidden, strict=True))
     return Network(network.input_size, layers, last)
+
+
+def dense_rows(affines: Sequence[Affine], sizes: Sequence[int]) -> Array:
+    """Affine maps, one below the other, as one dense matrix over v = (x, z); ``sizes`` are those of the sources."""
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    rows, first = np.zeros((sum(affine.size for affine in affines), int(starts[-1]))), 0
+    for affine in affines:
+        for term in affine.terms:
+            rows[first : first + affine.size, starts[term.source] : starts[term.source + 1]] = term.matrix
+        first += affine.size
+    return rows

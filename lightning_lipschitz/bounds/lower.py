@@ -87,7 +87,7 @@ def _most(pairs: int, clock: Clock, each: float) -> int:
 
 
 def _climbed(function: Function, pairs: Pairs, steps: int, clock: Clock) -> tuple[Pairs, Tensor]:
-    """As many steps as there is time for, some at a time: a pair keeps the length of its step in between."""
+    """The pairs after as many steps as there is time for, some at a time: a pair keeps its step length in between."""
     if clock.limit is None:
         return ascend(function, pairs, steps=steps)
     start = clock.seconds

@@ -7,33 +7,27 @@ from __future__ import annotations
 
 from lightning_lipschitz.bounds import cost
 from lightning_lipschitz.bounds.clock import Clock
-from lightning_lipschitz.certificate.proofs import Norms
+from lightning_lipschitz.certificate import SIGNING_MARGIN, Norms, Proposal, Status
 from lightning_lipschitz.certificate.spectral import cheap_norm_upper_bound, norm_upper_bound
-from lightning_lipschitz.certificate.verify import SIGNING_MARGIN
 from lightning_lipschitz.network import Network
 
 
-def propose(network: Network) -> Norms:
+def propose(network: Network, clock: Clock | None = None) -> Proposal:
     """A proved upper bound of the spectral norm of every matrix; one symmetric eigenvalue problem each, on its smaller
     side.
+
+    As far as there is time for them and their proofs, the cheapest first: the other norms are bounded by what one look
+    at their entries shows, and the status is then TIME_LIMIT.
     """
-    return propose_within(network, Clock(None))[0]
-
-
-def propose_within(network: Network, clock: Clock) -> tuple[Norms, bool]:
-    """The same as far as there is time for them and their proofs, the cheapest first, and whether that is all of them.
-
-    The other norms are bounded by what one look at their entries shows.
-    """
+    clock = Clock(None) if clock is None else clock
     terms = [(k, t, term) for k, affine in enumerate(network.affines) for t, term in enumerate(affine.terms)]
     values = [[0.0] * len(affine.terms) for affine in network.affines]
-    promised, complete, free = cost.Work(), True, clock.limit is None
-    for k, t, term in sorted(terms, key=lambda each: 0.0 if free else cost.norm(each[2].matrix.shape).seconds):
-        proof = cost.norm_proof(term.matrix.shape)
-        if free or clock.fits((cost.norm(term.matrix.shape) + promised).seconds):
+    promised, status = cost.Work(), Status.SOLVED
+    for k, t, term in sorted(terms, key=lambda each: clock.needs(cost.norm(each[2].matrix.shape))):
+        if clock.fits(clock.needs(cost.norm(term.matrix.shape) + promised)):
             values[k][t] = norm_upper_bound(term.matrix, term.rounding, SIGNING_MARGIN)
-            promised += proof
+            promised += cost.norm_proof(term.matrix.shape)
         else:
             values[k][t] = cheap_norm_upper_bound(term.matrix, term.rounding)
-            complete = False
-    return Norms(tuple(map(tuple, values))), complete
+            status = Status.TIME_LIMIT
+    return Proposal(Norms(tuple(map(tuple, values))), "norm-product", "eigenvalues", status)

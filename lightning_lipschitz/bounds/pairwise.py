@@ -13,7 +13,6 @@ out above sqrt(2) times the bound of the whole. Nothing here is believed: each p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -21,7 +20,8 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
 
 from lightning_lipschitz.bounds import cost
-from lightning_lipschitz.certificate import Multipliers
+from lightning_lipschitz.bounds.lipsdp import dense_rows
+from lightning_lipschitz.certificate import Multipliers, Proposal
 from lightning_lipschitz.certificate.floating_point import frobenius, product_up, sum_up
 from lightning_lipschitz.network import Affine, Array, Network, Term
 
@@ -59,9 +59,9 @@ def difference(network: Network, pair: Pair) -> Network:
     return replace(network, output=Affine(terms, bias))
 
 
-def shared_proposals(network: Network, whole: Multipliers) -> dict[Pair, Multipliers]:
+def shared_proposals(network: Network, whole: Multipliers) -> dict[Pair, Proposal]:
     """For each pair the best point of the ray through ``whole``, on a grid of r; empty where no factorisation runs."""
-    form = _Form(network, whole)
+    form = _InputEliminated(network, whole)
     best = dict.fromkeys(pairs(network.output.size), (np.inf, 0.0))  # rho, s
     for r in whole.rho * _RATIOS:
         gram = form.gram(r)
@@ -72,7 +72,7 @@ def shared_proposals(network: Network, whole: Multipliers) -> dict[Pair, Multipl
             if 0 < s * r < least:
                 best[i, j] = (s * r, s)
     return {
-        pair: Multipliers(rho * (1.0 + _INWARDS), tuple(s * values for values in whole.values))
+        pair: Proposal(Multipliers(rho * (1.0 + _INWARDS), tuple(s * lam for lam in whole.values)), "shared", "shared")
         for pair, (rho, s) in best.items()
         if np.isfinite(rho)
     }
@@ -86,15 +86,15 @@ def shared_work(network: Network) -> cost.Work:
     return each.times(len(_RATIOS)) + cost.Work(eigen=9.0 * inputs**3 if slopes else 0.0)
 
 
-class _Form:
+class _InputEliminated:
     """``r E + T(lambda)`` with the input eliminated: T's own block of the input is diagonalised once."""
 
     def __init__(self, network: Network, point: Multipliers) -> None:
         x, layers = network.input_size, network.layers
         lam = np.concatenate([*point.values, np.zeros(0)])
         alpha, beta = (np.concatenate([*(getattr(layer, name) for layer in layers), []]) for name in ("alpha", "beta"))
-        rows = _dense([layer.affine for layer in layers], network.sizes)
-        output = _dense([network.output], network.sizes)
+        rows = dense_rows([layer.affine for layer in layers], network.sizes)
+        output = dense_rows([network.output], network.sizes)
         sums, products = (lam * (alpha + beta))[:, None], (2.0 * lam * alpha * beta)[:, None]
         inner, outer = rows[:, x:], rows[:, :x]
         self._zz = np.diag(2.0 * lam) - sums * inner - (sums * inner).T + inner.T @ (products * inner)
@@ -117,15 +117,3 @@ class _Form:
             return None
         gram: Array = (self._fx / shifted) @ self._fx.T + across @ cho_solve(factor, across.T, check_finite=False)
         return gram if np.all(np.isfinite(gram)) else None
-
-
-def _dense(affines: Sequence[Affine], sizes: Sequence[int]) -> Array:
-    """The maps as one matrix over all sources."""
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    matrix = np.zeros((sum(affine.size for affine in affines), int(starts[-1])))
-    row = 0
-    for affine in affines:
-        for term in affine.terms:
-            matrix[row : row + affine.size, starts[term.source] : starts[term.source + 1]] = term.matrix
-        row += affine.size
-    return matrix

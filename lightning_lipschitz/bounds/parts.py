@@ -3,8 +3,8 @@ affordable."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,34 +17,50 @@ LARGEST_SIDE = 2_000  # the smaller side of a part without units
 LARGEST_ENTRIES = 20_000_000  # of all its matrices
 
 
-@dataclass(frozen=True, order=True)
-class Part:
-    """From the output of node ``start`` to that of node ``end``."""
+class Span(NamedTuple):
+    """A part: from the output of node ``start`` to that of node ``end``."""
 
     start: int
     end: int
 
 
-def cut(graph: Graph) -> tuple[Part, ...]:
-    """Parts to write out, from the output backwards, each as long as is affordable; then those of branches that are in
-    none of these."""
-    parts: list[Part] = []
-    for chain in chains(graph):
-        if not any(inside(graph, chain, part.start, part.end) for part in parts):
-            parts += _along(graph, chain)
-    return tuple(sorted(parts))
+def cut(graph: Graph) -> tuple[Span, ...]:
+    """Parts to write out, each as long as is affordable."""
 
-
-def _along(graph: Graph, points: Sequence[int]) -> list[Part]:
-    parts, last = [], len(points) - 1
-    while last > 0:
+    def farthest(chain: Sequence[int], last: int) -> int:
         first = last
-        while first > 0 and _affordable(graph, points[first - 1], points[last]):
+        while first > 0 and _affordable(graph, chain[first - 1], chain[last]):
             first -= 1
-        if first < last and _worthwhile(graph, points[first], points[last]):
-            parts.append(Part(points[first], points[last]))
-        last = min(first, last - 1)
-    return parts
+        return first
+
+    return along_chains(graph, farthest, lambda piece: _worthwhile(graph, piece[0], piece[-1]))
+
+
+def along_chains(
+    graph: Graph,
+    farthest: Callable[[Sequence[int], int], int],
+    worthwhile: Callable[[Sequence[int]], bool],
+    taken: Sequence[Span] = (),
+) -> tuple[Span, ...]:
+    """Parts of the chain to the output, from there backwards; then those of branches that are in none of these.
+
+    Args:
+        graph: that is cut.
+        farthest: (chain, k) -> where a part that ends at ``chain[k]`` can begin, an index up to k: k itself if nowhere.
+        worthwhile: whether a part is wanted, given the piece of a chain that leads through it.
+        taken: parts that are there already.
+    """
+    found: list[Span] = []
+    for chain in chains(graph):
+        if any(inside(graph, chain, *part) for part in (*taken, *found)):
+            continue
+        last = len(chain) - 1
+        while last > 0:
+            first = farthest(chain, last)
+            if first < last and worthwhile(chain[first : last + 1]):
+                found.append(Span(chain[first], chain[last]))
+            last = min(first, last - 1)
+    return tuple(sorted(found))
 
 
 def _affordable(graph: Graph, start: int, end: int) -> bool:

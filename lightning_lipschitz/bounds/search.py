@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 from lightning_lipschitz.bounds import closed_form, cost, interior_point, norm_product
 from lightning_lipschitz.bounds.clock import Clock
-from lightning_lipschitz.bounds.outcome import Outcome
-from lightning_lipschitz.bounds.proposal import Proposal, Sharing
-from lightning_lipschitz.bounds.settings import Method, Settings, Solver
-from lightning_lipschitz.bounds.signing import Signed, sign
+from lightning_lipschitz.bounds.lipsdp import Sharing
+from lightning_lipschitz.bounds.settings import Settings
+from lightning_lipschitz.bounds.signing import sign_nearby
 from lightning_lipschitz.bounds.splitting import combine, every
 from lightning_lipschitz.bounds.workers import mapping
-from lightning_lipschitz.certificate import Certificate, Multipliers, Status, prove
+from lightning_lipschitz.certificate import Certificate, Multipliers, Proposal, Status, sign
 from lightning_lipschitz.certificate.pieces import pieces
 from lightning_lipschitz.errors import SolverError, TimeLimitError
 from lightning_lipschitz.network import Network
 
 SEARCH_SECONDS = 60.0  # a default that a user can wait for
 INTERIOR_RHO = 1.1  # the closed-form point with rho raised by this factor is well inside the feasible set
+
+NOTHING_PROVED = "no method gave a bound that could be verified; the bound may lie beyond the range of float64."
+
+Found = tuple[list[Certificate], Proposal]  # what the kernel signed, and the proposal that says how the search ended
 
 
 def certify_network(network: Network, settings: Settings, clock: Clock | None = None) -> Certificate:
@@ -40,47 +44,35 @@ def certify_network(network: Network, settings: Settings, clock: Clock | None = 
     clock = Clock(settings.time_limit) if clock is None else clock
     if settings.method == "lipsdp-network":
         return _not_a_bound(network, settings, clock)
-    found = _search(network, settings, clock)
-    if not found.signed:
-        raise SolverError(
-            "no method gave a bound that could be verified; the bound may lie beyond the range of float64."
-        )
-    best = min(found.signed, key=lambda signed: signed.upper_bound)
-    return Certificate(
-        upper_bound=best.upper_bound,
-        certified=True,
-        status=found.status,
-        method=best.method,
-        solver=best.solver,
-        relative_gap=found.gap(best.upper_bound),
-        verification_loss=best.loss,
-        network_digest=network.digest,  # a look at every number, which takes time
-        seconds=clock.seconds,
-        proof=best.proof,
-        state=found.state,
-    )
+    signed, asked = _search(network, settings, clock)
+    if not signed:
+        raise SolverError(NOTHING_PROVED)
+    best = min(signed, key=lambda each: each.upper_bound)
+    gap = asked.gap(best.upper_bound)
+    return replace(best, status=asked.status, relative_gap=gap, seconds=clock.seconds, state=asked.state)
 
 
-def _search(network: Network, settings: Settings, clock: Clock) -> Outcome:
-    product = _norm_product(network, clock)
-    if settings.method == "norm-product" or (product.signed and product.signed[0].upper_bound == 0.0):
-        return product
+def _search(network: Network, settings: Settings, clock: Clock) -> Found:
+    product = norm_product.propose(network, clock)
+    signed = _signed(sign(network, product))
+    if settings.method == "norm-product" or (signed and signed[0].upper_bound == 0.0):
+        return signed, product
     if not _affordable(network, clock):
-        return replace(product, status=Status.TIME_LIMIT)
+        return signed, replace(product, status=Status.TIME_LIMIT)
     points = closed_form.propose(network)
-    closed = _closed_form(network, points)
-    simple = Outcome((*closed, *product.signed))
+    signed = _closed_form(network, points) + signed
+    simple = replace(product, status=Status.SOLVED)
     if settings.method == "closed-form" or not network.layers or not points:
-        return simple
+        return signed, simple
     cuts = _cuts(network, settings, clock)
     clock = searching(settings, clock)
     try:
-        better = _split(network, cuts, settings, clock) if cuts else _lipsdp(network, points[0], settings, clock)
+        better, asked = _split(network, cuts, settings, clock) if cuts else _lipsdp(network, points[0], settings, clock)
     except TimeLimitError:
-        return replace(simple, status=Status.TIME_LIMIT)
+        return signed, replace(simple, status=Status.TIME_LIMIT)
     except SolverError:
-        return replace(simple, status=Status.FALLBACK)
-    return replace(better, signed=better.signed + simple.signed)
+        return signed, replace(simple, status=Status.FALLBACK)
+    return better + signed, asked
 
 
 def searching(settings: Settings, clock: Clock) -> Clock:
@@ -105,44 +97,35 @@ def _cuts(network: Network, settings: Settings, clock: Clock) -> tuple[int, ...]
     return ()
 
 
-def _norm_product(network: Network, clock: Clock) -> Outcome:
-    proof, complete = norm_product.propose_within(network, clock)
-    status = Status.SOLVED if complete else Status.TIME_LIMIT
-    bound = prove(network, proof)
-    if bound is None or not math.isfinite(bound):
-        return Outcome((), status)
-    return Outcome((Signed(bound, proof, 0.0, "norm-product", "eigenvalues"),), status)
+def _signed(certificate: Certificate | None) -> list[Certificate]:
+    return [] if certificate is None else [certificate]
 
 
-def _closed_form(network: Network, points: tuple[Multipliers, ...]) -> tuple[Signed, ...]:
+def _closed_form(network: Network, points: Sequence[Multipliers]) -> list[Certificate]:
     """The first point, from the lowest rho on, that can be signed."""
-    signed = (sign(network, point, None, "closed-form", "closed-form") for point in points)
-    first = next((found for found in signed if found), None)
-    return () if first is None else (first,)
+    signed = (sign_nearby(network, Proposal(point, "closed-form", "closed-form")) for point in points)
+    return _signed(next((found for found in signed if found is not None), None))
 
 
-def _lipsdp(network: Network, start: Multipliers, settings: Settings, clock: Clock) -> Outcome:
-    method = "lipsdp-layer" if settings.method == "lipsdp-layer" else "lipsdp-neuron"
-    proof = 0.0 if clock.limit is None else cost.proof(network).seconds
+def _lipsdp(network: Network, start: Multipliers, settings: Settings, clock: Clock) -> Found:
+    proof = clock.needs(cost.proof(network))
     if not clock.fits(proof):
         raise TimeLimitError
-    proposal = _optimise(
-        network, "layer" if method == "lipsdp-layer" else "neuron", settings, clock.share(1, less=proof)
-    )
-    interior = replace(start, rho=start.rho * INTERIOR_RHO)
-    signed = sign(network, proposal.multipliers, interior, method, proposal.solver, clock)
-    return Outcome(
-        (signed,) if signed else (), _status(proposal, signed, settings.rtol), proposal.lower_bound, proposal.state
-    )
+    proposal = _optimise(network, settings, clock.share(1, less=proof))
+    signed = sign_nearby(network, proposal, replace(start, rho=start.rho * INTERIOR_RHO), clock)
+    return _signed(signed), replace(proposal, status=_status(proposal, signed, settings.rtol))
 
 
-def _optimise(network: Network, sharing: Sharing, settings: Settings, clock: Clock) -> Proposal:
+def _optimise(network: Network, settings: Settings, clock: Clock) -> Proposal:
+    sharing: Sharing = "layer" if settings.method == "lipsdp-layer" else "neuron"
     if settings.solver == "clarabel" or settings.solver == "scs":
         if clock.limit is not None and not clock.fits(cost.conic(network, settings.solver)):
             raise TimeLimitError
         from lightning_lipschitz.bounds import conic  # cvxpy takes seconds to import
 
-        return conic.solve(network, sharing=sharing, solver=settings.solver, rtol=settings.rtol, time_limit=clock.left)
+        return conic.propose(
+            network, sharing=sharing, solver=settings.solver, rtol=settings.rtol, time_limit=clock.left
+        )
     if clock.limit is not None and not (
         clock.fits(cost.first_step(network).seconds) and cost.memory(network) < cost.room()
     ):
@@ -157,28 +140,37 @@ def _optimise(network: Network, sharing: Sharing, settings: Settings, clock: Clo
     )
 
 
-def _status(proposal: Proposal, signed: Signed | None, rtol: float) -> Status:
-    if proposal.timed_out:
-        return Status.TIME_LIMIT
+def _status(proposal: Proposal, signed: Certificate | None, rtol: float) -> Status:
+    """How the search ended, after the proof: what that cost is part of the tolerance."""
+    if proposal.status is Status.TIME_LIMIT:
+        return proposal.status
     if signed is None:
         return Status.FALLBACK
-    return Status.SOLVED if proposal.converged and signed.loss <= max(rtol, 1e-7) else Status.ALMOST_SOLVED
+    return proposal.status if signed.verification_loss <= max(rtol, 1e-7) else Status.ALMOST_SOLVED
 
 
-def _split(network: Network, cuts: tuple[int, ...], settings: Settings, clock: Clock) -> Outcome:
-    """Certify the pieces one by one or at once; each has its share of the time."""
+def _split(network: Network, cuts: tuple[int, ...], settings: Settings, clock: Clock) -> Found:
+    """Certify the pieces one by one or at once; each has its share of the time, but for proving all of them again."""
     parts = pieces(network, cuts)
     if parts is None:
         raise SolverError(f"the network cannot be cut at {cuts}")
+    again = sum(clock.needs(cost.proof(part)) for part in parts)
     whole = len(network.layers) + 1
     inner = replace(settings, split_size=whole, workers=1, time_limit=None, warm_start=None)
     if settings.workers == 1:
-        certified = [certify_network(part, inner, clock.share(len(parts) - k)) for k, part in enumerate(parts)]
+        shares = (clock.share(len(parts) - k, less=again) for k in range(len(parts)))
+        certified = [certify_network(part, inner, share) for part, share in zip(parts, shares, strict=True)]
     else:
         rounds = math.ceil(len(parts) / settings.workers) if isinstance(settings.workers, int) else len(parts)
-        inner = replace(inner, time_limit=clock.share(rounds).left)
-        certified = mapping(settings.workers, clock.left)(partial(certify_network, settings=inner), parts)
-    return combine(network, cuts, certified)
+        piece = partial(_certify_piece, settings=inner, limit=clock.share(rounds, less=again).left)
+        certified = mapping(settings.workers, clock.left)(piece, parts)
+    proposal = combine(network, cuts, certified)
+    return _signed(sign(network, proposal)), proposal
+
+
+def _certify_piece(network: Network, settings: Settings, limit: float | None) -> Certificate:
+    """In a process whose clock starts now."""
+    return certify_network(network, settings, Clock(limit))
 
 
 def _not_a_bound(network: Network, settings: Settings, clock: Clock) -> Certificate:
@@ -197,6 +189,3 @@ def _not_a_bound(network: Network, settings: Settings, clock: Clock) -> Certific
         network_digest=network.digest,
         proof=None,
     )
-
-
-__all__ = ["Method", "Settings", "Solver", "certify_network"]

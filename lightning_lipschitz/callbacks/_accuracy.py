@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_lipschitz._lightning import LightningModule, Trainer, isolate_rng, rank_zero_warn
+from lightning_lipschitz._lightning import LightningModule, Trainer, isolated_rng, rank_zero_warn
 from lightning_lipschitz.callbacks._shipped import constrained_names, written_into
 from lightning_lipschitz.callbacks._target import deployed
 from lightning_lipschitz.certificate import Certificate
@@ -134,7 +134,7 @@ def predict(module: nn.Module, x: Tensor) -> Tensor:
     Raises:
         TypeError: the output is no tensor of shape (batch,) or (batch, classes).
     """
-    with isolate_rng(include_cuda=x.is_cuda), undisturbed(module):
+    with isolated_rng(), undisturbed(module):
         parameter = next((p for p in module.parameters() if p.is_floating_point()), x)
         logits = module(x.to(parameter.dtype) if x.is_floating_point() else x)
     if not isinstance(logits, Tensor) or logits.ndim > 2:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lightning_lipschitz._lightning import MisconfigurationException
+from lightning_lipschitz.errors import ArgumentError
 
 
 def require(condition: bool, owner: str, name: str, value: Any, accepted: str) -> None:
@@ -17,6 +19,15 @@ def require(condition: bool, owner: str, name: str, value: Any, accepted: str) -
     """
     if not condition:
         raise MisconfigurationException(f"`{owner}({name}={value!r})`: `{name}` must be {accepted}, got {value!r}.")
+
+
+@contextlib.contextmanager
+def arguments_of(owner: str) -> Iterator[None]:
+    """Arguments that another room checks, refused as those of a callback are."""
+    try:
+        yield
+    except ArgumentError as error:
+        require(False, owner, error.name, error.found, error.accepted)
 
 
 def require_choice(owner: str, name: str, value: Any, choices: Sequence[str]) -> None:
@@ -32,10 +43,6 @@ def require_positive(owner: str, name: str, value: Any, optional: bool = False) 
     if not (optional and value is None):
         accepted = "a finite number > 0" + (" or None" if optional else "")
         require(_is_number(value) and 0 < value < math.inf, owner, name, value, accepted)
-
-
-def require_fraction(owner: str, name: str, value: Any) -> None:
-    require(_is_number(value) and 0 < value < 1, owner, name, value, "a number between 0 and 1")
 
 
 def require_flag(owner: str, name: str, value: Any) -> None:

@@ -14,7 +14,7 @@ from lightning_lipschitz.written import written_whole
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's own, by way of a file beside the target.
+    """Lightning's way of writing, by way of a file beside the target.
 
     Example:
         >>> import tempfile, torch
@@ -33,6 +33,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def install(trainer: Trainer) -> None:
-    """In place of Lightning's own, and of nothing else."""
+    """Let the Trainer write checkpoints in this way, unless somebody chose another one."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()

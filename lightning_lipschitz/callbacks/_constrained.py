@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, isolate_rng
+from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, isolated_rng
 from lightning_lipschitz.callbacks._choice import Choice
 from lightning_lipschitz.callbacks._inputs import Arguments
 from lightning_lipschitz.callbacks._target import find_target
@@ -150,7 +150,7 @@ class ConstrainedWeights:
         """
         watched = self._watched
         if self._linear is None and watched is not None and watched.knows_input:
-            with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+            with isolated_rng():
                 self._linear = self._trace(model, watched)
         return self.traced
 
@@ -176,7 +176,7 @@ class ConstrainedWeights:
         watched, linear = self._watched, self._linear
         if linear is None or watched is None:
             return
-        with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+        with isolated_rng():
             reader = watched.reader(model)
             reader.refresh()
             if reader is not linear.extractor or reader.traces != self._traces:

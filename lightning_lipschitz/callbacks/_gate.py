@@ -14,7 +14,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from lightning_lipschitz._lightning import LightningModule, Trainer, isolate_rng, rank_zero_warn
+from lightning_lipschitz._lightning import LightningModule, Trainer, isolated_rng, rank_zero_warn
 from lightning_lipschitz.callbacks import _atomic as atomic
 from lightning_lipschitz.callbacks._constrained import ConstrainedWeights
 from lightning_lipschitz.callbacks._hooks import Checkpoint, Gates
@@ -172,5 +172,5 @@ class Gate:
 def _undisturbed(work: Callable[[], T]) -> T:
     """With the global random streams as they were before, and where tensors can be differentiated: somebody may save in
     the middle of ``trainer.validate``."""
-    with isolate_rng(include_cuda=torch.cuda.is_initialized()), torch.inference_mode(False):  # type: ignore[no-untyped-call]
+    with isolated_rng(), torch.inference_mode(False):
         return work()

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_lipschitz import api
 from lightning_lipschitz.bounds.clock import Clock
-from lightning_lipschitz.bounds.settings import MapLike, Method, Solver
+from lightning_lipschitz.bounds.settings import Method, Settings
 from lightning_lipschitz.certificate import Certificate, Status
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.structured import Graph
@@ -17,18 +17,6 @@ from lightning_lipschitz.structured import Graph
 _SAMPLING = 0.2  # of what the time limit leaves, for the lower bound
 _LEAST_SAMPLING = 1.0  # seconds for the lower bound, where there is no limit and the upper bound took less
 _REACHED = (Status.SOLVED, Status.ALMOST_SOLVED)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Arguments of :func:`lightning_lipschitz.certify`, and whether to sample a lower bound."""
-
-    method: Method
-    solver: Solver
-    rtol: float
-    time_limit: float | None
-    lower_bound: bool
-    workers: int | MapLike = 1
 
 
 @dataclass(frozen=True)
@@ -90,7 +78,7 @@ class Measurement:
 
 def measure(
     read: Callable[[], Network | Graph],
-    sample: Callable[[float], float | None],
+    sample: Callable[[float], float | None] | None,
     settings: Settings,
     warm_start: Certificate | None,
     at: tuple[int, int],
@@ -102,16 +90,16 @@ def measure(
 
     Args:
         read: gives the network as it is now.
-        sample: gives the lower bound, in so many seconds: what the limit leaves, or as long as the upper bound took.
+        sample: gives the lower bound, in so many seconds: what the limit leaves, or as long as the upper bound took;
+            None for no lower bound.
         settings: of the certification.
         warm_start: the last certificate of the same network.
         at: (epoch, global_step).
     """
     clock = Clock(settings.time_limit)
     certificate, trouble = _certify(read, settings, warm_start, clock)
-    wanted = settings.lower_bound and certificate is not None
     left = max(_LEAST_SAMPLING, clock.seconds) if clock.left is None else clock.left
-    lower, lower_trouble = _sampled(sample, left) if wanted else (None, None)
+    lower, lower_trouble = (None, None) if sample is None or certificate is None else _sampled(sample, left)
     record = Record(
         *at,
         upper_bound=math.inf if certificate is None else certificate.upper_bound,

@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lightning_lipschitz._lightning import LightningModule, Trainer, isolate_rng, rank_zero_warn
+from lightning_lipschitz._lightning import LightningModule, Trainer, isolated_rng, rank_zero_warn
 from lightning_lipschitz.callbacks._accuracy import ValidationAccuracy
 from lightning_lipschitz.callbacks._arguments import require
 from lightning_lipschitz.callbacks._session import Session
@@ -74,7 +72,7 @@ def write_report(
     try:
         if certificate is None:
             raise LipschitzError("nothing could be certified.")
-        with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+        with isolated_rng():
             subject = session.subject(trainer, pl_module, certificate)
             subject = replace(subject, key=options.prefix, module=options.module, history=options.history)
             subject = replace(subject, source="Written as the fit ended")

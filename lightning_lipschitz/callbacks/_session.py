@@ -8,15 +8,15 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import ref
 
-import torch
 from torch import nn
 
 from lightning_lipschitz import api
-from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, Trainer, isolate_rng
+from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, Trainer, isolated_rng
+from lightning_lipschitz.bounds.settings import Settings
 from lightning_lipschitz.callbacks._choice import Choice
 from lightning_lipschitz.callbacks._hooks import Checkpoint
 from lightning_lipschitz.callbacks._inputs import Arguments
-from lightning_lipschitz.callbacks._measure import Measurement, Settings, measure
+from lightning_lipschitz.callbacks._measure import Measurement, measure
 from lightning_lipschitz.callbacks._ranks import Failure, Ranks
 from lightning_lipschitz.callbacks._saver import Saver
 from lightning_lipschitz.callbacks._shipped import shipped
@@ -42,13 +42,13 @@ class Session:
         MisconfigurationException: the strategy shards parameters.
     """
 
-    def __init__(self, trainer: Trainer, choice: Choice, settings: Settings) -> None:
+    def __init__(self, trainer: Trainer, choice: Choice, settings: Settings, lower_bound: bool) -> None:
         refuse_sharded(trainer, "LipschitzCallback")
         self._trainer = ref(trainer)
         self._choice = choice
         self._held: Arguments | None = None
         self._ranks = Ranks(trainer)
-        self._settings = replace(settings, workers=self._ranks.share)
+        self._settings, self._lower_bound = replace(settings, workers=self._ranks.share), lower_bound
         self._watched: Watched | None = None
         self._traced = self._closed = False
         self._batches = 0
@@ -81,7 +81,7 @@ class Session:
 
     def listen(self, pl_module: LightningModule) -> None:
         """Take new inputs for the next lower bound."""
-        if self._watched is not None and self._settings.lower_bound:
+        if self._watched is not None and self._lower_bound:
             self._watched.listen(pl_module)
 
     def hear(self, trainer: Trainer, pl_module: LightningModule, batch: object) -> None:
@@ -131,7 +131,7 @@ class Session:
         with shipped(trainer, pl_module) as root:
             result = measure(
                 lambda: watched.network(root),
-                lambda seconds: watched.lower_bound(root, seconds),
+                (lambda seconds: watched.lower_bound(root, seconds)) if self._lower_bound else None,
                 self._settings,
                 warm_start=self._warm_start or last,
                 at=(trainer.current_epoch, trainer.global_step),
@@ -167,7 +167,7 @@ class Session:
         if certificate.unverified or not (checkpoint.get("state_dict") and self.is_measured(trainer)):
             return False
         try:
-            with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+            with isolated_rng():
                 digest = watched.digest(deployed(trainer, pl_module), checkpoint["state_dict"])
         except (LipschitzError, MisconfigurationException):
             return False  # what cannot be read has no certificate, and is saved all the same
@@ -197,7 +197,7 @@ class Session:
         if watched is None:
             raise RuntimeError("reported before it was started")
         with (
-            isolate_rng(include_cuda=torch.cuda.is_initialized()),  # type: ignore[no-untyped-call]
+            isolated_rng(),
             shipped(trainer, pl_module) as root,
         ):
             extraction: Any = watched.reader(root).extract()
@@ -207,7 +207,7 @@ class Session:
 
     def _once(self, work: Callable[[], T]) -> T | Failure:
         """On rank 0, and with the global random streams as they were before."""
-        with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+        with isolated_rng():
             return self._ranks.once(work)
 
     def stop_listening(self) -> None:

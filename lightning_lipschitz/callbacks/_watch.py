@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, isolate_rng
+from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, isolated_rng
 from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.lower import steepest_pair
 from lightning_lipschitz.callbacks._choice import Choice, chosen_input, names_of, needs_more
@@ -92,7 +92,7 @@ class Watched:
         example = tree_map(lambda each: each.to(model.device) if isinstance(each, Tensor) else each, example)
         arguments = example if isinstance(example, tuple) else () if isinstance(example, dict) else (example,)
         self.is_given = True
-        with isolate_rng(include_cuda=torch.cuda.is_initialized()), undisturbed(model):  # type: ignore[no-untyped-call]
+        with isolated_rng(), undisturbed(model):
             self.listen(model)
             try:
                 model(*arguments, **(example if isinstance(example, dict) else {}))

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from lightning_lipschitz import api
 from lightning_lipschitz.callbacks._constrained import ConstrainedWeights, Tensors
-from lightning_lipschitz.certificate import Certificate, Multipliers, prove
-from lightning_lipschitz.certificate.verify import SIGNING_MARGIN
+from lightning_lipschitz.certificate import Certificate, Multipliers
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.projection.multipliers import narrowed
-from lightning_lipschitz.projection.nearest import signed
+from lightning_lipschitz.projection.rounding import signed
 from lightning_lipschitz.projection.stored import Store
 
 _RTOL = 1e-4  # of the certified bound, where it is searched for
@@ -121,18 +120,18 @@ def _prove(network: Network, multipliers: Multipliers) -> Certificate | None:
     """The least bound, to half a per cent, that these multipliers prove of the weights as they are, if any."""
     start = time.perf_counter()
     proof = narrowed(network, multipliers)
-    bound = prove(network, proof, SIGNING_MARGIN)
-    if bound is None:
+    best = signed(network, proof)
+    if best is None:
         return None
     low, high = 0.0, proof.rho
     for _ in range(_HALVINGS):
         middle = replace(proof, rho=0.5 * (low + high))
-        lower = prove(network, middle, SIGNING_MARGIN)
+        lower = signed(network, middle)
         if lower is None:
             low = middle.rho
         else:
-            high, bound, proof = middle.rho, lower, middle
-    return signed(network, proof, bound, time.perf_counter() - start)
+            high, best = middle.rho, lower
+    return replace(best, seconds=time.perf_counter() - start)
 
 
 def _same(one: Tensors, other: Tensors) -> bool:

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lightning_lipschitz._lightning import Callback, LightningModule, Trainer
-from lightning_lipschitz.bounds.settings import ProvedMethod, Solver, require_solver
+from lightning_lipschitz.bounds.settings import ProvedMethod, Settings, Solver
 from lightning_lipschitz.callbacks import _labels as labels
 from lightning_lipschitz.callbacks._accuracy import ValidationAccuracy
 from lightning_lipschitz.callbacks._arguments import (
+    arguments_of,
     require_choice,
     require_count,
     require_flag,
-    require_fraction,
     require_positive,
     require_radii,
 )
 from lightning_lipschitz.callbacks._choice import Choice
 from lightning_lipschitz.callbacks._hooks import Gates
-from lightning_lipschitz.callbacks._measure import Record, Settings
+from lightning_lipschitz.callbacks._measure import Record
 from lightning_lipschitz.callbacks._page import Options, check_path, check_siblings, write_report
 from lightning_lipschitz.callbacks._report import Report, attached
 from lightning_lipschitz.callbacks._session import Session
@@ -122,10 +122,8 @@ class LipschitzCallback(Callback):
         require_count(owner, "every_n_epochs", every_n_epochs)
         Choice(module, input, output).check(owner)
         require_choice(owner, "method", method, get_args(ProvedMethod))
-        require_choice(owner, "solver", solver, get_args(Solver))
-        require_solver(method, solver)
-        require_fraction(owner, "rtol", rtol)
-        require_positive(owner, "time_limit", time_limit, optional=True)
+        with arguments_of(owner):
+            Settings(method, solver, rtol, time_limit)
         require_flag(owner, "lower_bound", lower_bound)
         require_positive(owner, "max_lipschitz", max_lipschitz, optional=True)
         require_flag(owner, "prog_bar", prog_bar)
@@ -163,8 +161,8 @@ class LipschitzCallback(Callback):
         check_siblings(self, trainer)
         prefix = labels.check(self, trainer)
         self._report = Report(prefix, self.prog_bar, self.max_lipschitz)
-        settings = Settings(self.method, self.solver, self.rtol, self.time_limit, self.lower_bound)
-        self._session = Session(trainer, Choice.of(self), settings)
+        settings = Settings(self.method, self.solver, self.rtol, self.time_limit)
+        self._session = Session(trainer, Choice.of(self), settings, self.lower_bound)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Here and not in setup: after every other gate, to see what is written in the end.

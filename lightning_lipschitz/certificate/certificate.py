@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from lightning_lipschitz.archive import Archive, opened
 from lightning_lipschitz.certificate.encoding import arrays_of, decode, encode
 from lightning_lipschitz.certificate.proofs import AnyProof
-from lightning_lipschitz.certificate.scalars import Status, read_scalars
+from lightning_lipschitz.certificate.scalars import SCALARS, Status, read_scalars
 from lightning_lipschitz.errors import CertificateError
 from lightning_lipschitz.written import written_whole
 
@@ -60,13 +60,12 @@ class Certificate:
     unverified: bool = field(default=False, repr=False)
 
     def at(self, epoch: int, global_step: int) -> Certificate:
-        """The same certificate, dated."""
+        """This certificate, dated."""
         return replace(self, epoch=epoch, global_step=global_step)
 
     def summary(self) -> dict[str, Any]:
         """The scalar fields as plain Python values, ready for JSON."""
-        scalars = {name: value for name, value in vars(self).items() if name not in ("status", *_NOT_SCALAR)}
-        return scalars | {"status": self.status.name}
+        return {name: getattr(self, name) for name in SCALARS} | {"status": self.status.name}
 
     def sentence(self, of: str = "") -> str:
         """One line for a person; ``of`` says whose bound it is."""
@@ -143,16 +142,11 @@ class Certificate:
         return {"header": packed} | {f"values_{k}": array for k, array in enumerate(values)}
 
 
-_NOT_SCALAR = ("proof", "state", "unverified")
-
-
 def _header(archive: Archive) -> dict[str, Any]:
     packed = archive.read("header", _LONGEST_HEADER)
     header = json.loads(packed.tobytes().decode()) if packed.dtype == np.uint8 else None
     if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
         raise ValueError(f"the format is not {FORMAT!r}")
-    if unknown := set(header) - {
-        field.name for field in fields(Certificate) if field.name not in ("state", "unverified")
-    }:
+    if unknown := set(header) - {*SCALARS, "proof"}:
         raise ValueError(f"unknown entries {sorted(unknown)[:3]}")
     return header

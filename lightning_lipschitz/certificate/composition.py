@@ -46,7 +46,8 @@ def prove_composition(graph: Graph, proof: Composition, margin: float = 1.0) -> 
 
 
 def prove_nodes(graph: Graph, proof: Composition, margin: float = 1.0) -> tuple[float, ...] | None:
-    """The same of the maps from the input to every node, infinite where nothing is proved of one."""
+    """The l2 Lipschitz bounds that ``proof`` proves of the maps from the input to every node, infinite where it proves
+    nothing of one; None where a claim in it does not hold."""
     numbers = claimed(graph)
     if proof.norms.shape != (len(numbers),):
         return None

@@ -69,14 +69,14 @@ class ScaledLMI:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _RowFactors:
     """One factor a row, ``mantissa 2^exponent``: products of tiny and of huge numbers, none of which is formed."""
 
     mantissa: Array
     exponent: Exponents
 
     @classmethod
-    def product(cls, *factors: Array | float) -> _Rows:
+    def product(cls, *factors: Array | float) -> _RowFactors:
         """The product of the factors, one rounding for each but the first, no underflow and no overflow."""
         mantissa, exponent = np.ones(()), np.zeros((), dtype=np.int64)
         for factor in factors:
@@ -93,8 +93,8 @@ class _Rows:
         size = np.where(self.mantissa == 0, 0.0, np.ldexp(np.abs(self.mantissa), self.exponent))
         return sum_up(float(np.max(size, initial=0.0)), TINY if np.any(self.mantissa) else 0.0)
 
-    def times_power(self, exponents: Exponents) -> _Rows:
-        return _Rows(self.mantissa, self.exponent + exponents)
+    def times_power(self, exponents: Exponents) -> _RowFactors:
+        return _RowFactors(self.mantissa, self.exponent + exponents)
 
 
 def assemble(network: Network, proposal: Multipliers) -> ScaledLMI | None:
@@ -102,13 +102,13 @@ def assemble(network: Network, proposal: Multipliers) -> ScaledLMI | None:
     diagonal = _diagonal(network, proposal)
     if not all(np.all((d > 0) & np.isfinite(d)) for d in diagonal):
         return None
-    form = _Form(network.sizes, [half_exponents(d) for d in diagonal])
+    form = _ScaledSum(network.sizes, [half_exponents(d) for d in diagonal])
     for k, (layer, lam) in enumerate(zip(network.layers, proposal.values, strict=True), start=1):
-        form.add_diagonal(k, _Rows.product(2.0, lam))
-        form.add_coupling(k, layer.affine, _Rows.product(lam, layer.alpha + layer.beta))
+        form.add_diagonal(k, _RowFactors.product(2.0, lam))
+        form.add_coupling(k, layer.affine, _RowFactors.product(lam, layer.alpha + layer.beta))
         if np.any((layer.alpha != 0) & (layer.beta != 0)):
-            form.add_square(layer.affine, _Rows.product(2.0, lam, layer.alpha, layer.beta))
-    form.add_square(network.output, _Rows.product(-np.ones(network.output.size)))
+            form.add_square(layer.affine, _RowFactors.product(2.0, lam, layer.alpha, layer.beta))
+    form.add_square(network.output, _RowFactors.product(-np.ones(network.output.size)))
     return ScaledLMI(form.blocks, 2 * form.scale[0], form.error(), form.diagonal_mass)
 
 
@@ -123,7 +123,7 @@ def _diagonal(network: Network, proposal: Multipliers) -> list[Array]:
     return diagonal
 
 
-class _Form:
+class _ScaledSum:
     """Adds up blocks and, beside them, what their rounding can amount to.
 
     Exponents are added before anything is multiplied, so that what underflows is below 2^-1074 in the scaled matrix,
@@ -138,13 +138,13 @@ class _Form:
         self.perturbation = 0.0  # what the terms' own rounding, and underflow, can change, in spectral norm
         self.operations = 0  # the longest chain of roundings that one entry can have seen
 
-    def add_diagonal(self, k: int, weight: _Rows) -> None:
+    def add_diagonal(self, k: int, weight: _RowFactors) -> None:
         block, values = self.blocks[k, k], np.ldexp(weight.mantissa, weight.exponent + 2 * self.scale[k])
         block[np.diag_indices_from(block)] += values
         self.diagonal_mass += float(np.sum(np.abs(values)))
         self._count(frobenius(values), 3, len(values), 1.0)
 
-    def add_coupling(self, k: int, affine: Affine, weight: _Rows) -> None:
+    def add_coupling(self, k: int, affine: Affine, weight: _RowFactors) -> None:
         """``- e' diag(weight) W_j`` and its transpose."""
         rows = weight.times_power(self.scale[k])
         for term in affine.terms:
@@ -154,7 +154,7 @@ class _Form:
             self._count(frobenius(part), 5, part.size, 1.0)
             self.perturbation += product_up(rows.largest, self._slack(term))
 
-    def add_square(self, affine: Affine, weight: _Rows) -> None:
+    def add_square(self, affine: Affine, weight: _RowFactors) -> None:
         """``W_i' diag(weight) W_j`` for every pair of terms, each of which takes half of the weight's exponent."""
         half = weight.exponent // 2
         inner = np.ldexp(weight.mantissa, weight.exponent - 2 * half)

@@ -26,10 +26,6 @@ def needs_proof(node: Node) -> bool:
 
 def node_norm(node: Node, margin: float = 1.0) -> float:
     """An upper bound of the norm of a node for which :func:`needs_proof`, close to the least that can be proved."""
-    if isinstance(node, Along):
-        return norm_upper_bound(node.matrix, node.rounding, margin)
-    if not isinstance(node, Convolution):
-        raise TypeError(f"{type(node).__name__} has no norm to prove")
     test, best = _test(node), 0.0
     for block, slack in test.blocks:
         if not (best > 0 and norm_holds(block, best, slack, margin)):
@@ -67,11 +63,7 @@ def node_norm_holds(node: Node, bound: float, margin: float = 1.0) -> bool:
     """Whether it is proved that the norm of a node is at most ``bound``."""
     if not (math.isfinite(bound) and bound >= 0):
         return False
-    if isinstance(node, Along):
-        return norm_holds(node.matrix, bound, node.rounding, margin)
-    if not isinstance(node, Convolution):
-        raise TypeError(f"{type(node).__name__} has no norm to prove")
-    if cheap_node_norm(node) <= bound:
+    if isinstance(node, Convolution) and cheap_node_norm(node) <= bound:
         return True
     test = _test(node)
     limit = _below(bound, test.excess)
@@ -94,15 +86,19 @@ def _is_explicit(node: Convolution) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Test:
-    """The norm of a convolution is at most ``excess`` times the largest of ``norms`` and of the norms of ``blocks``,
-    matrices with the spectral distance within which the exact ones lie."""
+    """The norm of a node is at most ``excess`` times the largest of ``norms`` and of the norms of ``blocks``, matrices
+    with the spectral distance within which the exact ones lie."""
 
     excess: Fraction
     blocks: Iterable[tuple[Array, float]]
     norms: Sequence[float] = ()
 
 
-def _test(node: Convolution) -> _Test:
+def _test(node: Node) -> _Test:
+    if isinstance(node, Along):
+        return _Test(Fraction(1), [(node.matrix, node.rounding)])
+    if not isinstance(node, Convolution):
+        raise TypeError(f"{type(node).__name__} has no norm to prove")
     if _is_explicit(node):
         slack = product_up(1.01, math.sqrt(math.prod(node.taps)), node.rounding)
         return _Test(Fraction(1), [(convolution_matrix(node).toarray(), slack)])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from lightning_lipschitz.certificate.scalars import Status
 from lightning_lipschitz.real import real_array, real_number
 
 Array = npt.NDArray[np.float64]
@@ -20,7 +21,16 @@ def _frozen(values: npt.ArrayLike) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class Multipliers:
+class _RhoAndLambda:
+    rho: float
+    values: tuple[Array, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rho", real_number(self.rho, "rho"))
+        object.__setattr__(self, "values", tuple(_frozen(values) for values in self.values))
+
+
+class Multipliers(_RhoAndLambda):
     """A point of the LMI ``M(rho, lambda) >= 0`` of :mod:`lightning_lipschitz.certificate.lmi`.
 
     Args:
@@ -28,12 +38,14 @@ class Multipliers:
         values: lambda, one array of shape (n_k,) for each layer; units of one group carry the same value.
     """
 
-    rho: float
-    values: tuple[Array, ...]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rho", real_number(self.rho, "rho"))
-        object.__setattr__(self, "values", tuple(_frozen(values) for values in self.values))
+class Channels(_RhoAndLambda):
+    """Multipliers of a convolutional part, one a channel (:mod:`lightning_lipschitz.certificate.spectrum`).
+
+    Args:
+        rho: the squared bound.
+        values: lambda, one array of shape (channels,) for each layer of units.
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,23 +71,6 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
-class Channels:
-    """Multipliers of a convolutional part, one a channel (:mod:`lightning_lipschitz.certificate.spectrum`).
-
-    Args:
-        rho: the squared bound.
-        values: lambda, one array of shape (channels,) for each layer of units.
-    """
-
-    rho: float
-    values: tuple[Array, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rho", real_number(self.rho, "rho"))
-        object.__setattr__(self, "values", tuple(_frozen(values) for values in self.values))
-
-
-@dataclass(frozen=True, eq=False)
 class Composition:
     """What bounds a structured graph.
 
@@ -97,3 +92,37 @@ class Composition:
 
 Proof: TypeAlias = Multipliers | Norms | Split
 AnyProof: TypeAlias = Proof | Composition
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """What a bound method returns: a candidate for the kernel, and what the method says of it.
+
+    Attributes:
+        proof: of the network, or the structured graph, as given; it may be slightly infeasible.
+        method: that found it, as :class:`~lightning_lipschitz.Certificate` names it.
+        solver: what computed the numbers.
+        status: how the search ended, of SOLVED, ALMOST_SOLVED, TIME_LIMIT and FALLBACK.
+        lower_bound: no proof of this kind proves less than this; None where the method does not say.
+        loss: relative increase of the bound that it took to make the proof hold in floating point.
+        state: anything the same solver can start from next time.
+    """
+
+    proof: AnyProof
+    method: str
+    solver: str
+    status: Status = Status.SOLVED
+    lower_bound: float | None = None
+    loss: float = 0.0
+    state: Any = field(default=None, repr=False)
+
+    @property
+    def multipliers(self) -> Multipliers:
+        """The proof of a method that returns multipliers."""
+        if not isinstance(self.proof, Multipliers):
+            raise TypeError(f"{self.method} proposes no multipliers")
+        return self.proof
+
+    def gap(self, upper_bound: float) -> float | None:
+        """Relative distance of a bound from ``lower_bound``."""
+        return None if self.lower_bound is None else max(0.0, 1.0 - self.lower_bound / upper_bound)

@@ -123,3 +123,4 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "epoch": ("a whole number >= 0 or null", _or_none(count)),
     "global_step": ("a whole number >= 0 or null", _or_none(count)),
 }
+SCALARS = tuple(_FIELDS)

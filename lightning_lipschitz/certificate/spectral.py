@@ -50,7 +50,10 @@ def norm_upper_bound(matrix: Array, rounding: float = 0.0, margin: float = 1.0) 
 
 
 def largest_eigenvalue(matrix: Array) -> float:
-    """Of a symmetric matrix, to rounding. LAPACK's search for one alone fails on a few that are nearly singular."""
+    """The largest eigenvalue of a symmetric matrix, to rounding.
+
+    LAPACK's search for one alone fails on a few matrices that are nearly singular.
+    """
     last = len(matrix) - 1
     try:
         return float(eigvalsh(matrix, subset_by_index=(last, last), check_finite=False)[0])

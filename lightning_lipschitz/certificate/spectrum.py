@@ -105,11 +105,11 @@ def spectrum(graph: Graph, start: int, end: int) -> Spectrum | None:
     inside = members(graph, start, end)
     if inside is None:
         return None
-    walk = _Walk(graph, start, inside)
+    walk = _PartWalk(graph, start, inside)
     return walk.spectrum(end) if walk.possible() else None
 
 
-class _Walk:
+class _PartWalk:
     def __init__(self, graph: Graph, start: int, inside: tuple[int, ...]) -> None:
         self.graph, self.start, self.inside = graph, start, inside
         nodes = [graph.nodes[number] for number in inside[1:]]

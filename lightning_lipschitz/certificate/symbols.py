@@ -101,7 +101,7 @@ class Symbols:
             yield self.at(group, frequencies)
 
     def at(self, group: int, frequencies: npt.NDArray[np.int64]) -> tuple[Array, Array]:
-        """The same at given points of the grid, shape (count, dimensions)."""
+        """Real and imaginary parts at given points of the grid, shape (count, dimensions)."""
         length = math.lcm(*self.periods)
         cosine, sine = roots_of_unity(length)
         steps = np.array([length // period for period in self.periods], dtype=np.int64)
@@ -116,7 +116,7 @@ class Symbols:
                 yield np.block([[a, -b], [b, a]])
 
     def embedded_at(self, frequency: npt.NDArray[np.int64]) -> Array:
-        """The same at one point of the grid, of the first group."""
+        """The symbol of the first group at one point of the grid, embedded as a real matrix."""
         real, imaginary = self.at(0, frequency[None])
         return np.block([[real[0], -imaginary[0]], [imaginary[0], real[0]]])
 

@@ -82,9 +82,7 @@ _MEANS = [(f"avg_pool{d}d", ("pow", "x", 2), "*kernel", *stride) for d in (1, 2,
 
 TEMPLATES: list[WrittenOut] = [
     WrittenOut(torch.positive, ("pow", "x", 1)),
-    WrittenOut(
-        torch.positive, ("mul", ("sign", "x"), ("relu", ("abs", "x")))
-    ),  # in F.lp_pool2d: of nothing negative
+    WrittenOut(torch.positive, ("mul", ("sign", "x"), ("relu", ("abs", "x")))),  # in F.lp_pool2d: of nothing negative
     WrittenOut(F.softsign, ("div", "x", ("add", ("abs", "x"), 1))),
     WrittenOut(F.tanhshrink, ("sub", "x", ("tanh", "x"))),
     WrittenOut(F.softshrink, ("where", ("gt", _SHRINK[0], "lambd"), ("sub", "x", _SHRINK[1]), ("mul", "x", 0))),

@@ -7,7 +7,7 @@ from lightning_lipschitz.projection.model import project
 from lightning_lipschitz.projection.multipliers import Solved, solve_multipliers
 from lightning_lipschitz.projection.nearest import Nearest, nearest, scaled
 from lightning_lipschitz.projection.regularized import Regularized, regularized
-from lightning_lipschitz.projection.rounding import Rounded, round_and_sign
+from lightning_lipschitz.projection.rounding import Realised, round_and_sign
 from lightning_lipschitz.projection.weights import LinearWeights
 
 __all__ = [
@@ -16,8 +16,8 @@ __all__ = [
     "LinearWeights",
     "Nearest",
     "Projected",
+    "Realised",
     "Regularized",
-    "Rounded",
     "Solved",
     "State",
     "nearest",

@@ -9,15 +9,15 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from lightning_lipschitz.certificate import Multipliers, prove
-from lightning_lipschitz.certificate.verify import SIGNING_MARGIN
+from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.errors import SolverError
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.projection.graph_descent import Descent, Place, centre
 from lightning_lipschitz.projection.graph_map import GraphMap, form_of
 from lightning_lipschitz.projection.graph_start import scaled_inside
 from lightning_lipschitz.projection.multipliers import narrowed, squared, widened
-from lightning_lipschitz.projection.nearest import Nearest, signed
+from lightning_lipschitz.projection.nearest import Nearest
+from lightning_lipschitz.projection.rounding import signed
 from lightning_lipschitz.projection.stored import Store
 
 _SHARES = (1.0, 0.1, 0.01, 1e-3)  # gaps at the ends of the stages, as shares of the squared distance over two
@@ -104,11 +104,11 @@ def _rounded(descent: Descent, places: Sequence[Place], network: Network, store:
         stored = [each.to(like) for each, like in zip(store(place.weights), descent.target, strict=True)]
         there = store.network()
         proof = _proof(descent, Place(stored, place.logs, place.rho), margin)
-        bound = prove(there, narrowed(network, proof), SIGNING_MARGIN)
-        if bound is None:
+        certificate = signed(there, narrowed(network, proof))
+        if certificate is None:
             continue
+        certificate = replace(certificate, seconds=time.perf_counter() - clock)
         distance = Place(stored, place.logs, place.rho).distance(descent.target)
-        certificate = signed(there, narrowed(network, proof), bound, time.perf_counter() - clock)
         rounds = len(places) - 1
         return Nearest(store(place.weights), place.weights, certificate, proof, None, None, distance, rounds)
     raise SolverError("the projected weights could not be certified; the parameters may hold too few digits for it.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lipschitz.bounds.clock import Clock
-from lightning_lipschitz.bounds.search import Settings, certify_network
+from lightning_lipschitz.bounds.search import certify_network
+from lightning_lipschitz.bounds.settings import Settings, require_count, require_fraction, require_time_limit
 from lightning_lipschitz.certificate import Certificate, Status
-from lightning_lipschitz.errors import ArgumentError, SolverError
+from lightning_lipschitz.errors import SolverError
 from lightning_lipschitz.projection.family import stored_weights
 from lightning_lipschitz.projection.multipliers import squared
 from lightning_lipschitz.projection.scaled import fits, scaled
@@ -119,9 +119,6 @@ def _write(weights: StoredWeights, intended: Sequence[Tensor], certificate: Cert
 
 def _check(max_lipschitz: float, rtol: float, max_rounds: int, time_limit: float | None) -> None:
     squared(max_lipschitz)
-    if not 0 < rtol < 1:
-        raise ArgumentError("rtol", rtol, "a number between 0 and 1")
-    if not isinstance(max_rounds, int) or max_rounds < 1:
-        raise ArgumentError("max_rounds", max_rounds, "an integer >= 1")
-    if time_limit is not None and not (time_limit > 0 and math.isfinite(time_limit)):
-        raise ArgumentError("time_limit", time_limit, "a number of seconds > 0, or None")
+    require_fraction("rtol", rtol)
+    require_count("max_rounds", max_rounds)
+    require_time_limit(time_limit)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_lipschitz.bounds.search import Settings, certify_network
-from lightning_lipschitz.certificate import Certificate, Multipliers, Status
+from lightning_lipschitz.bounds.search import certify_network
+from lightning_lipschitz.bounds.settings import Settings
+from lightning_lipschitz.certificate import Certificate, Multipliers
 from lightning_lipschitz.errors import SolverError
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.projection.certified_set import CertifiedSet, State
@@ -26,7 +27,7 @@ from lightning_lipschitz.projection.multipliers import (
     widened,
     with_weights,
 )
-from lightning_lipschitz.projection.rounding import Realise, Rounded, round_and_sign, rounding_to
+from lightning_lipschitz.projection.rounding import Realise, Realised, round_and_sign, rounding_to
 from lightning_lipschitz.projection.sharing import shrinkages
 
 _RTOL_START = 1e-3  # of LipSDP where its multipliers are only a start
@@ -154,10 +155,10 @@ def scaled(
     return replace(_answer(rounded, given, solved.multipliers, clock), warm_start=solved.warm_start)
 
 
-def _answer(rounded: Rounded, given: Sequence[Tensor], multipliers: Multipliers, clock: float) -> Nearest:
+def _answer(rounded: Realised, given: Sequence[Tensor], multipliers: Multipliers, clock: float) -> Nearest:
     weights = [x.to(y.device) for x, y in zip(rounded.weights, given, strict=True)]  # a store works on the CPU
     distance = sqrt(sum(float((x.double() - y).square().sum()) for x, y in zip(weights, given, strict=True)))
-    certificate = signed(rounded.network, rounded.proof, rounded.bound, time.perf_counter() - clock)
+    certificate = replace(rounded.certificate, seconds=time.perf_counter() - clock)
     return Nearest(weights, rounded.intended, certificate, multipliers, None, None, distance, 0)
 
 
@@ -173,22 +174,6 @@ def _inside_unwidened(
     solved = solve_multipliers(with_weights(wide, weights), max_lipschitz)
     doubles = [weight.detach().double() for weight in weights]
     return Nearest(list(weights), doubles, certificate, solved.multipliers, None, solved.warm_start, 0.0, 0)
-
-
-def signed(network: Network, proof: Multipliers, bound: float, seconds: float) -> Certificate:
-    """The certificate of a bound that the kernel accepted."""
-    return Certificate(
-        upper_bound=bound,
-        certified=True,
-        status=Status.SOLVED,
-        method="lipsdp-neuron",
-        solver="native",
-        relative_gap=None,
-        verification_loss=0.0,
-        seconds=seconds,
-        network_digest=network.digest,
-        proof=proof,
-    )
 
 
 def _shared(solved: Solved, weights: Sequence[Tensor], max_lipschitz: float) -> Multipliers:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_lipschitz.certificate import Multipliers, prove
-from lightning_lipschitz.certificate.verify import SIGNING_MARGIN
+from lightning_lipschitz.certificate import SIGNING_MARGIN, Certificate, Multipliers, Proposal, sign
 from lightning_lipschitz.errors import SolverError
 from lightning_lipschitz.network import Network
 from lightning_lipschitz.projection.certified_set import CertifiedSet
@@ -21,25 +20,21 @@ Realise = Callable[[list[Tensor]], list[Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class Rounded:
-    """Weights that can be stored, with their proof.
+class Realised:
+    """Weights that can be stored, with their certificate.
 
     Attributes:
         weights: in the parameters' own dtype.
         intended: float64; written into the parameters, they become ``weights``.
-        network: the chain with exactly these weights.
-        proof: multipliers of ``network``, accepted by the kernel.
-        bound: what they prove; not above the root of rho, rounded up.
+        certificate: of the chain with exactly these weights; its bound is not above the root of rho, rounded up.
     """
 
     weights: list[Tensor]
     intended: list[Tensor]
-    network: Network
-    proof: Multipliers
-    bound: float
+    certificate: Certificate
 
 
-def round_and_sign(weights: Sequence[Tensor], network: Network, multipliers: Multipliers, realise: Realise) -> Rounded:
+def round_and_sign(weights: Sequence[Tensor], network: Network, multipliers: Multipliers, realise: Realise) -> Realised:
     """The weights times the largest (1 - t) found for which the kernel signs what the parameters can hold.
 
     Weights on the boundary of the certified set leave it when they are rounded. Zero is inside and the set is
@@ -58,13 +53,17 @@ def round_and_sign(weights: Sequence[Tensor], network: Network, multipliers: Mul
     ball, proof = CertifiedSet.of(widened(network), multipliers), narrowed(network, multipliers)
     for margin in MARGINS:
         stored, intended = _leave_room(weights, ball, realise, margin)
-        candidate = with_weights(network, stored)
-        bound = prove(candidate, proof, SIGNING_MARGIN)
-        if bound is not None:
-            return Rounded(stored, intended, candidate, proof, bound)
+        certificate = signed(with_weights(network, stored), proof)
+        if certificate is not None:
+            return Realised(stored, intended, certificate)
     raise SolverError(
         "the projected weights could not be certified; the multipliers may span more than float64 can hold."
     )
+
+
+def signed(network: Network, proof: Multipliers) -> Certificate | None:
+    """The certificate of the bound that multipliers prove of exactly these weights; None where they prove none."""
+    return sign(network, Proposal(proof, "lipsdp-neuron", "native"), SIGNING_MARGIN)
 
 
 def rounding_to(weights: Sequence[Tensor]) -> Realise:

@@ -19,8 +19,8 @@ from lightning_lipschitz.bounds.interior_point.linear import Equilibrated
 from lightning_lipschitz.bounds.interior_point.problem import Problem
 from lightning_lipschitz.bounds.interior_point.schur import schur_complement
 from lightning_lipschitz.bounds.interior_point.start import recursion
-from lightning_lipschitz.bounds.lipsdp import reduce
-from lightning_lipschitz.bounds.proposal import Sharing
+from lightning_lipschitz.bounds.lipsdp import Sharing, reduce
+from lightning_lipschitz.certificate import Status
 from lightning_lipschitz.errors import ArgumentError, SolverError
 from lightning_lipschitz.network import Affine, Layer, Network, Term
 from tests import helpers
@@ -326,7 +326,7 @@ def test_no_time_still_gives_feasible_multipliers() -> None:
     found = solve(network, time_limit=0.0)
     assert found.ending == "time limit"
     assert found.rho > solve(network).rho
-    assert propose(network, time_limit=0.0).timed_out
+    assert propose(network, time_limit=0.0).status is Status.TIME_LIMIT
 
 
 @pytest.mark.parametrize("bad", [{"rtol": 0.0}, {"rtol": float("nan")}, {"time_limit": -1.0}])

@@ -62,7 +62,7 @@ def test_shared_multipliers_gain_something():
     whole = ll.certify(network)
     proposals = shared_proposals(network, whole.proof)
     assert set(proposals) == set(pairs(8))
-    proved = [prove(difference(network, pair), point) for pair, point in proposals.items()]
+    proved = [prove(difference(network, pair), point.proof) for pair, point in proposals.items()]
     assert np.mean([bound / (math.sqrt(2) * whole.upper_bound) for bound in proved if bound]) < 0.97
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from lightning_lipschitz import Status, certify, verify
 from lightning_lipschitz.bounds import closed_form, conic
-from lightning_lipschitz.bounds.signing import sign
-from lightning_lipschitz.certificate import Multipliers, prove, strengthen
+from lightning_lipschitz.bounds.signing import sign_nearby
+from lightning_lipschitz.certificate import Multipliers, Proposal, prove, strengthen
 from lightning_lipschitz.network import Network
 from tests.helpers import ABSOLUTE, COUNTEREXAMPLE, TWO_BY_TWO, lipsdp_weights
 
@@ -93,7 +93,7 @@ def test_a_solver_that_calls_an_infeasible_point_optimal_is_caught():
     assert problem.status == "optimal"
     assert rho.value**0.5 < 36.4
     claimed = Multipliers(rho.value, tuple(np.maximum(part.value, 0) for part in per_layer))
-    signed = sign(network, claimed, closed_form.propose(network)[0], "lipsdp-neuron", "scs")
+    signed = sign_nearby(network, Proposal(claimed, "lipsdp-neuron", "scs"), closed_form.propose(network)[0])
     assert prove(network, claimed) is None
     assert signed.upper_bound >= 36.48223
-    assert signed.loss > 1e-3
+    assert signed.verification_loss > 1e-3

@@ -18,7 +18,6 @@ from lightning_lipschitz.bounds.composed import certify_graph
 from lightning_lipschitz.bounds.lower import steepest_pair
 from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import Settings
-from lightning_lipschitz.callbacks._measure import Settings as Measured
 from lightning_lipschitz.callbacks._measure import measure
 from lightning_lipschitz.certificate import Norms, Status, prove, prove_composition
 from lightning_lipschitz.certificate.operators import cheap_node_norm, node_norm, node_norm_holds
@@ -191,9 +190,9 @@ def test_parts_that_do_not_fit_are_not_begun(name, left, each, begun, monkeypatc
     every += [(part.start, part.end) for part in channels.cut(graph, parts.cut(graph))]
     now, found, norms = Stopped(), [], composed._norms
 
-    def then(graph, clock):
-        result = norms(graph, clock)
-        now.time = clock.limit + GRACE - left
+    def then(graph, reserve):
+        result = norms(graph, reserve)
+        now.time = reserve.clock.limit + GRACE - left
         return result
 
     def taking_time(work):
@@ -332,7 +331,7 @@ def test_auto_ends_without_a_limit(name, monkeypatch):
 
 
 def measured(method):
-    return measure(lambda: chain((6, 9, 9, 3)), float, Measured(method, "auto", 1e-4, None, False), None, (0, 0))
+    return measure(lambda: chain((6, 9, 9, 3)), None, Settings(method, rtol=1e-4), None, (0, 0))
 
 
 SEARCHES = {

@@ -13,6 +13,7 @@ from torch import nn
 from lightning_lipschitz import Status, api
 from lightning_lipschitz.bounds import search
 from lightning_lipschitz.bounds.clock import Clock
+from lightning_lipschitz.bounds.settings import Settings
 from lightning_lipschitz.callbacks import LipschitzCallback, _measure
 from lightning_lipschitz.callbacks._watch import Watched
 from tests.helpers import chain
@@ -267,8 +268,8 @@ def test_how_long_the_lower_bound_is_sampled(name, wanted, monkeypatch):
         now[0] += seconds
         return 0.1
 
-    settings = _measure.Settings("closed-form", "auto", 1e-4, limit, wanted)
-    record = _measure.measure(read, sample, settings, None, (0, 0)).record
+    settings = Settings("closed-form", rtol=1e-4, time_limit=limit)
+    record = _measure.measure(read, sample if wanted else None, settings, None, (0, 0)).record
     assert given == pytest.approx([expected] if wanted else [])
     assert record.lower_bound == (0.1 if wanted else None)
     assert record.seconds == pytest.approx(took + sum(given))

@@ -113,7 +113,7 @@ def test_the_rounding_of_a_composed_matrix_is_paid_for():
     blurred = replace(exact, output=Affine(terms, exact.output.bias))
     assert prove(exact, proof) is not None
     assert prove(blurred, proof) is None
-    assert norm_product.propose(blurred).values[-1][0] >= norm_product.propose(exact).values[-1][0] + 1e-3
+    assert norm_product.propose(blurred).proof.values[-1][0] >= norm_product.propose(exact).proof.values[-1][0] + 1e-3
 
 
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 6), st.integers(-300, 300))
@@ -165,6 +165,6 @@ def test_a_norm_must_be_a_finite_number(bound):
 def test_norm_products_add_up_parallel_paths():
     layer = Layer(Affine((Term(0, 2 * np.eye(2)),), np.zeros(2)), np.zeros(2), np.full(2, 0.5))
     skip = Network(2, (layer,), Affine((Term(0, np.eye(2)), Term(1, 3 * np.eye(2))), np.zeros(2)))
-    assert prove(skip, norm_product.propose(skip)) == 1 + 3 * 0.5 * 2
+    assert prove(skip, norm_product.propose(skip).proof) == 1 + 3 * 0.5 * 2
     assert prove(skip, Norms(((2.0,), (1.0,)))) is None
     assert prove(skip, Norms(((2.0,), (1.0, 2.9999)))) is None

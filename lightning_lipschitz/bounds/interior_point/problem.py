@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_lipschitz.bounds.proposal import Sharing
+from lightning_lipschitz.bounds.lipsdp import Sharing
 from lightning_lipschitz.network import Affine, Layer, Network
 
 # Up to this size one dense product is cheaper than a Python loop over blocks.

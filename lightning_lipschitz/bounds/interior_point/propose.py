@@ -8,10 +8,12 @@ import torch
 
 from lightning_lipschitz.bounds.interior_point.result import WarmStart
 from lightning_lipschitz.bounds.interior_point.solver import solve
-from lightning_lipschitz.bounds.proposal import Proposal, Sharing
+from lightning_lipschitz.bounds.lipsdp import Sharing
+from lightning_lipschitz.certificate import Proposal, Status
 from lightning_lipschitz.network import Network
 
 _GPU_UNITS = 300  # below this a CPU is as fast
+_STATUS = {"solved": Status.SOLVED, "time limit": Status.TIME_LIMIT, "stalled": Status.ALMOST_SOLVED}
 
 
 def propose(
@@ -34,10 +36,10 @@ def propose(
     state = warm_start if isinstance(warm_start, WarmStart) else None
     found = solve(network, sharing=sharing, rtol=rtol, time_limit=time_limit, device=device, warm_start=state)
     return Proposal(
-        multipliers=found.multipliers,
-        lower_bound=found.lower_bound**0.5,
-        converged=found.ending == "solved",
-        timed_out=found.ending == "time limit",
+        proof=found.multipliers,
+        method=f"lipsdp-{sharing}",
         solver="native",
+        status=_STATUS[found.ending],
+        lower_bound=found.lower_bound**0.5,
         state=found.warm_start,
     )

@@ -15,8 +15,7 @@ from lightning_lipschitz.bounds.interior_point.problem import Problem
 from lightning_lipschitz.bounds.interior_point.record import Record
 from lightning_lipschitz.bounds.interior_point.result import Ending, Progress, Solution, WarmStart
 from lightning_lipschitz.bounds.interior_point.start import recursion, warm
-from lightning_lipschitz.bounds.lipsdp import Reduced, reduce
-from lightning_lipschitz.bounds.proposal import Sharing
+from lightning_lipschitz.bounds.lipsdp import Reduced, Sharing, reduce
 from lightning_lipschitz.errors import ArgumentError
 from lightning_lipschitz.network import Network
 
