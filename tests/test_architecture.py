@@ -1,6 +1,7 @@
 """Who may import whom. The arrows point one way, and the trusted part stays small and free of frameworks."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,32 @@ def test_only_the_kernel_signs():
                 assert not {"certified", "upper_bound", "network_digest"} & set(keywords), path
             else:
                 assert "certified" not in keywords, path
+
+
+def test_no_class_name_stands_twice():
+    found = [
+        (node.name, name(path))
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    names = [each for each, _ in found]
+    assert not [each for each in found if names.count(each[0]) > 1]
+
+
+def test_docstrings_stand_alone():
+    """A first line that begins with "Of" or "The same" needs its neighbour to be read."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            docstring = ast.get_docstring(node) if isinstance(node, documented) else None
+            assert not (docstring or "").startswith(("Of ", "The same ")), f"{name(path)}: {docstring}"
+
+
+def test_modules_do_not_import_each_other_in_a_circle():
+    known = {".".join(("lightning_lipschitz", *path.relative_to(ROOT).with_suffix("").parts)): path for path in MODULES}
+    graph = {}
+    for module, path in known.items():
+        read = {full if full in known else full.rpartition(".")[0] for full in imports(path)}
+        graph[module] = {each for each in read if each in known and each != module}
+    TopologicalSorter(graph).prepare()  # raises for a circle

@@ -158,24 +158,24 @@ PARTS = {
 BEGUN = [
     ("one of each", 0.0, 0.0, []),
     ("one of each", 0.0009, 0.0, []),  # the written part needs 0.00105 s on a machine of 10^9 operations a second,
-    ("one of each", 0.5, 0.0, [(4, 7)]),
-    ("one of each", 3.9, 0.0, [(4, 7)]),  # the convolutional one 4.05
-    ("one of each", 5.0, 0.0, [(4, 7), (0, 3)]),
-    ("one of each", 5.0, 1.5, [(4, 7)]),
+    ("one of each", 0.5, 0.0, [(5, 8)]),
+    ("one of each", 3.9, 0.0, [(5, 8)]),  # the convolutional one 4.05
+    ("one of each", 5.0, 0.0, [(5, 8), (0, 3)]),
+    ("one of each", 5.0, 1.5, [(5, 8)]),
     ("written", 0.0, 0.0, []),
     ("written", 0.001, 0.0, [(4, 7)]),  # the first one needs 0.00207
     ("written", 5.0, 0.0, [(0, 3), (4, 7)]),
     ("written", 5.0, 5.5, [(0, 3)]),
     ("convolutional", 1.0, 0.0, []),
-    ("convolutional", 2.0, 0.0, [(4, 7)]),  # which needs 1.25
-    ("convolutional", 6.0, 0.0, [(0, 3), (4, 7)]),
+    ("convolutional", 2.0, 0.0, [(5, 8)]),  # which needs 1.25
+    ("convolutional", 6.0, 0.0, [(0, 3), (5, 8)]),
     ("convolutional", 5.0, 4.5, [(0, 3)]),
     ("two of each", 0.0002, 0.0, []),
-    ("two of each", 0.1, 0.0, [(8, 11), (12, 15)]),
-    ("two of each", 2.0, 0.0, [(8, 11), (12, 15), (4, 7)]),
-    ("two of each", 2.0, 0.6, [(8, 11), (12, 15)]),
-    ("two of each", 8.0, 0.0, [(8, 11), (12, 15), (0, 3), (4, 7)]),
-    ("two of each", 8.0, 5.0, [(8, 11), (12, 15)]),
+    ("two of each", 0.1, 0.0, [(10, 13), (14, 17)]),
+    ("two of each", 2.0, 0.0, [(10, 13), (14, 17), (5, 8)]),
+    ("two of each", 2.0, 0.6, [(10, 13), (14, 17)]),
+    ("two of each", 8.0, 0.0, [(10, 13), (14, 17), (0, 3), (5, 8)]),
+    ("two of each", 8.0, 5.0, [(10, 13), (14, 17)]),
 ]
 
 

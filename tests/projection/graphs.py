@@ -101,6 +101,14 @@ GRAPHS = {
         lambda: nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3), nn.Softmax(1)),
         (1, 6),
     ),
+    "larger of two": (
+        lambda: Lambda(lambda m, x: torch.maximum(m.one(x), m.other(x)), one=nn.Linear(6, 5), other=nn.Linear(6, 5)),
+        (6,),
+    ),
+    "smaller of two": (
+        lambda: Lambda(lambda m, x: m.b(torch.minimum(m.a(x), x)), a=nn.Linear(6, 6), b=nn.Linear(6, 2)),
+        (6,),
+    ),
     "max pooling": (
         lambda: nn.Sequential(
             nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(8, 3)

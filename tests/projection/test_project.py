@@ -136,17 +136,6 @@ def partly_frozen_convolution() -> nn.Module:
     return model
 
 
-class Maxout(nn.Module):
-    """The larger of two maps."""
-
-    def __init__(self):
-        super().__init__()
-        self.one, self.other = nn.Linear(6, 6), nn.Linear(6, 6)
-
-    def forward(self, x):
-        return torch.maximum(self.one(x), self.other(x))
-
-
 class Skip(nn.Module):
     """x + g(x)."""
 
@@ -172,7 +161,6 @@ REFUSED = {
         lambda: nn.Sequential(nn.Linear(6, 6), nn.ReLU(), parametrizations.orthogonal(nn.Linear(6, 6))),
         "`2`.*_Orthogonal",
     ),
-    "maximum of two tensors": (Maxout, r"`maximum` cannot be projected.*cannot be projected yet"),
     "spectral norm of a convolution": (
         lambda: convolution(parametrizations.spectral_norm),
         r"`1` \(Conv1d\).*_Spectral",
