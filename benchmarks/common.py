@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lipschitz.demo.data import Digits, load_digits
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -18,7 +18,7 @@ import lightning_lipschitz as ll
 from lightning_lipschitz.bounds.composed import certify_graph
 from lightning_lipschitz.bounds.settings import Settings
 from lightning_lipschitz.extraction import GraphExtractor, RoutedExtractor
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 
 ROUTE_A_UNITS = 1_200  # above this the matrix inequality is not tried
 

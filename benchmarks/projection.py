@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 import lightning_lipschitz as ll
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.projection import CertifiedSet, project, scaled, solve_multipliers
 
 

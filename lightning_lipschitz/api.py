@@ -25,8 +25,8 @@ from lightning_lipschitz.bounds.settings import (
 from lightning_lipschitz.certificate import Certificate, Composition, Status, proof_of, reprove
 from lightning_lipschitz.errors import ArgumentError, SolverError
 from lightning_lipschitz.extraction import Input, Output, RoutedExtractor, input_of, part, reader_for, submodule
-from lightning_lipschitz.network import Network
-from lightning_lipschitz.structured import Graph
+from lightning_lipschitz.graph import Graph
+from lightning_lipschitz.graph.network import Network
 
 Model: TypeAlias = nn.Module | Network | Graph | Sequence[npt.ArrayLike]
 
@@ -220,7 +220,7 @@ def read(
     input: Input = None,
     output: Output = None,
 ) -> Network | Graph:
-    """The Network, or the structured Graph, of a module or a part of it; the Network of a list of matrices; or what was
+    """The Network, or the Graph, of a module or a part of it; the Network of a list of matrices; or what was
     given itself. Arguments as in :func:`certify`.
 
     "composed" reads a Graph, "auto" a Network where its matrices fit and else a Graph, any other method a Network.

@@ -16,7 +16,7 @@ from lightning_lipschitz.archive import allowed, refuse_beyond
 from lightning_lipschitz.callbacks import stamped_certificates
 from lightning_lipschitz.certificate import Certificate
 from lightning_lipschitz.errors import ArgumentError, CertificateError, LipschitzError, WeightFileError
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.weight_files import described, load_torch, numbers_of
 
 Array = npt.NDArray[np.float64]

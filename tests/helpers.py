@@ -12,7 +12,7 @@ import pytest
 import scipy.io
 
 from lightning_lipschitz.certificate import Multipliers
-from lightning_lipschitz.network import Affine, Layer, Network, Term
+from lightning_lipschitz.graph.network import Affine, Layer, Network, Term
 
 DATA = Path(os.environ.get("LIGHTNING_LIPSCHITZ_DATA", "data-not-given"))
 

@@ -15,7 +15,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 LEVELS = [
     {"errors", "digest"},
     {"real", "written", "archive"},
-    {"network", "structured"},
+    {"graph"},
     {"certificate"},
     {"functional"},
     {"bounds", "extraction", "_lightning", "weight_files"},
@@ -31,7 +31,7 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
-TRUSTED = {"errors", "digest", "real", "written", "archive", "network", "structured", "certificate"}
+TRUSTED = {"errors", "digest", "real", "written", "archive", "graph", "certificate"}
 FRAMEWORKS = {"torch", "cvxpy", "lightning", "pytorch_lightning", "torchmetrics"}
 
 

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lipschitz.digest import digest
-from lightning_lipschitz.network import Affine, Layer, Network, Term
-from lightning_lipschitz.structured import (
+from lightning_lipschitz.graph import (
     Along,
     Concatenation,
     Convolution,
@@ -21,6 +20,7 @@ from lightning_lipschitz.structured import (
     Sum,
     VectorUnits,
 )
+from lightning_lipschitz.graph.network import Affine, Layer, Network, Term
 
 
 def network(reads, output, groups=None):

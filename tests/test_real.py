@@ -10,9 +10,9 @@ import torch
 import lightning_lipschitz as ll
 from lightning_lipschitz.certificate import Multipliers, Norms
 from lightning_lipschitz.errors import ArgumentError
-from lightning_lipschitz.network import Affine, Layer, Network, Term
+from lightning_lipschitz.graph import Along, Convolution, Elementwise, Gather, Scaling, VectorUnits
+from lightning_lipschitz.graph.network import Affine, Layer, Network, Term
 from lightning_lipschitz.real import real_array, whole_array
-from lightning_lipschitz.structured import Along, Convolution, Elementwise, Gather, Scaling, VectorUnits
 
 EYE = torch.eye(2)
 REFUSED = {

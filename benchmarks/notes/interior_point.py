@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from lightning_lipschitz.bounds import conic, interior_point
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 
 
 def random_network(shape: str, slopes: tuple[float, float]) -> Network:

@@ -20,9 +20,9 @@ from lightning_lipschitz.bounds import cost
 from lightning_lipschitz.bounds.parts import Span, along_chains
 from lightning_lipschitz.certificate.proofs import Channels
 from lightning_lipschitz.certificate.spectrum import Spectrum, spectrum
-from lightning_lipschitz.network import Affine, Network
-from lightning_lipschitz.structured import Elementwise, Graph
-from lightning_lipschitz.structured.parts import inside
+from lightning_lipschitz.graph import Elementwise, Graph
+from lightning_lipschitz.graph.network import Affine, Network
+from lightning_lipschitz.graph.parts import inside
 
 Complex = npt.NDArray[np.complex128]
 

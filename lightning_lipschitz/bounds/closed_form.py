@@ -25,7 +25,7 @@ from scipy.linalg import cho_factor, cho_solve
 from lightning_lipschitz.bounds.lipsdp import reduce
 from lightning_lipschitz.certificate.proofs import Array, Multipliers
 from lightning_lipschitz.certificate.spectral import largest_eigenvalue
-from lightning_lipschitz.network import Affine, Layer, Network
+from lightning_lipschitz.graph.network import Affine, Layer, Network
 
 Blocks = dict[tuple[int, int], Array]
 

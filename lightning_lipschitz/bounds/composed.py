@@ -24,8 +24,8 @@ from lightning_lipschitz.certificate.explicit import explicit
 from lightning_lipschitz.certificate.operators import cheap_node_norm, node_norm, norm_work
 from lightning_lipschitz.certificate.proofs import Channels
 from lightning_lipschitz.errors import ArgumentError, SolverError
-from lightning_lipschitz.structured import Graph
-from lightning_lipschitz.structured.parts import measure, members
+from lightning_lipschitz.graph import Graph
+from lightning_lipschitz.graph.parts import measure, members
 
 Block: TypeAlias = tuple[int, int, Proof | Channels]
 NodeNorms: TypeAlias = dict[int, float]  # of the nodes that :func:`claimed` lists
@@ -33,7 +33,7 @@ METHODS = ("auto", "composed", "norm-product")
 
 
 def certify_graph(graph: Graph, settings: Settings, clock: Clock | None = None) -> Certificate:
-    """The bound of a structured graph; with "norm-product", without writing out any part of it.
+    """The bound of a graph; with "norm-product", without writing out any part of it.
 
     Raises:
         ArgumentError: a method that works on explicit matrices.

@@ -17,7 +17,7 @@ import numpy as np
 from lightning_lipschitz.bounds.lipsdp import Sharing, dense_rows, reduce
 from lightning_lipschitz.certificate import Proposal, Status
 from lightning_lipschitz.errors import MissingExtraError, SolverError
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 
 ConicSolver = Literal["clarabel", "scs"]
 

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.linalg import cholesky, eigvalsh
 
 from lightning_lipschitz.certificate.pieces import possible_cuts
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 
 PRODUCTS = 400  # dense n x n products a solve, with a margin
 STEP_PRODUCTS = 14  # the same of one iteration
@@ -99,7 +99,7 @@ def norm(shape: tuple[int, ...]) -> Work:
 
 
 def writing(entries: int) -> Work:
-    """Work to write out so many entries of a structured model's matrices, look at them for a norm and in its proof."""
+    """Work to write out so many entries of a model's matrices, look at them for a norm and in its proof."""
     return Work(product=WRITING * float(entries))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from lightning_lipschitz.bounds.lipsdp import dense_rows, reduce
 from lightning_lipschitz.errors import ArgumentError, NotABoundWarning, SolverError
-from lightning_lipschitz.network import Array, Network
+from lightning_lipschitz.graph.network import Array, Network
 
 Pairs = list[tuple[int, int]]
 

@@ -9,7 +9,7 @@ from lightning_lipschitz.bounds import cost
 from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.certificate import SIGNING_MARGIN, Norms, Proposal, Status
 from lightning_lipschitz.certificate.spectral import cheap_norm_upper_bound, norm_upper_bound
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 
 
 def propose(network: Network, clock: Clock | None = None) -> Proposal:

@@ -23,7 +23,7 @@ from lightning_lipschitz.bounds import cost
 from lightning_lipschitz.bounds.lipsdp import dense_rows
 from lightning_lipschitz.certificate import Multipliers, Proposal
 from lightning_lipschitz.certificate.floating_point import frobenius, product_up, sum_up
-from lightning_lipschitz.network import Affine, Array, Network, Term
+from lightning_lipschitz.graph.network import Affine, Array, Network, Term
 
 Pair = tuple[int, int]
 

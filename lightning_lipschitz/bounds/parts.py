@@ -1,4 +1,4 @@
-"""Which parts of a structured graph are written out: between nodes that all paths pass, as long as that is
+"""Which parts of a graph are written out: between nodes that all paths pass, as long as that is
 affordable."""
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lightning_lipschitz.certificate.composition import claimed
-from lightning_lipschitz.structured import Elementwise, Extremum, Graph, VectorUnits
-from lightning_lipschitz.structured.parts import chains, inside, measure, members
+from lightning_lipschitz.graph import Elementwise, Extremum, Graph, VectorUnits
+from lightning_lipschitz.graph.parts import chains, inside, measure, members
 
 LARGEST_ROWS = 800  # units and reduced inputs of a part: some ten seconds of the native solver
 LARGEST_SIDE = 2_000  # the smaller side of a part without units

@@ -17,7 +17,7 @@ from lightning_lipschitz.bounds.workers import mapping
 from lightning_lipschitz.certificate import Certificate, Multipliers, Proposal, Status, sign
 from lightning_lipschitz.certificate.pieces import pieces
 from lightning_lipschitz.errors import SolverError, TimeLimitError
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 
 SEARCH_SECONDS = 60.0  # a default that a user can wait for
 INTERIOR_RHO = 1.1  # the closed-form point with rho raised by this factor is well inside the feasible set

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.certificate import Certificate, Multipliers, Proposal, sign, strengthen
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 
 ACCEPTED_RAISE = 1e-7  # relative raise of rho above which moving inwards is tried as well
 MIXTURES = tuple(10.0**-k for k in range(10, 0, -1))

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from lightning_lipschitz.certificate import Certificate, Composition, Proposal, Split, Status
 from lightning_lipschitz.certificate.pieces import possible_cuts, steepest
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 
 
 def every(network: Network, size: int) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from lightning_lipschitz.callbacks._watch import Watched
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.extraction.undisturbed import tensors_of, unwrapped
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.projection.family import stored_weights
 from lightning_lipschitz.projection.stored import StoredWeights
 

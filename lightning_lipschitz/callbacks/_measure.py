@@ -11,8 +11,8 @@ from lightning_lipschitz import api
 from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.settings import Method, Settings
 from lightning_lipschitz.certificate import Certificate, Status
-from lightning_lipschitz.network import Network
-from lightning_lipschitz.structured import Graph
+from lightning_lipschitz.graph import Graph
+from lightning_lipschitz.graph.network import Network
 
 _SAMPLING = 0.2  # of what the time limit leaves, for the lower bound
 _LEAST_SAMPLING = 1.0  # seconds for the lower bound, where there is no limit and the upper bound took less

@@ -19,8 +19,8 @@ from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction import Reader, reader_for
 from lightning_lipschitz.extraction import part as part_of
 from lightning_lipschitz.extraction.undisturbed import undisturbed
-from lightning_lipschitz.network import Network
-from lightning_lipschitz.structured import Graph
+from lightning_lipschitz.graph import Graph
+from lightning_lipschitz.graph.network import Network
 
 _SAMPLED, _PAIRS, _ASCENT_STEPS = 64, 8, 30  # 64 climbing 50 steps: five times the time for 2 % more
 
@@ -33,7 +33,7 @@ class Watched:
         choice: the submodule, and which of its inputs and outputs. Other inputs are held at the values of the first
             sample that was seen, for as long as this object lives.
         owner: the callback's class, for messages.
-        method: of the certification; "auto" and "composed" may read a structured graph, all others a network.
+        method: of the certification; "auto" and "composed" may read a graph, all others a network.
 
     Raises:
         MisconfigurationException: ``model`` has no such submodule, or that no such input.

@@ -13,7 +13,7 @@ from lightning_lipschitz import api
 from lightning_lipschitz.callbacks._constrained import ConstrainedWeights, Tensors
 from lightning_lipschitz.certificate import Certificate, Multipliers
 from lightning_lipschitz.errors import LipschitzError
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.projection.multipliers import narrowed
 from lightning_lipschitz.projection.rounding import signed
 from lightning_lipschitz.projection.stored import Store

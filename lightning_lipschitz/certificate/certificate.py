@@ -31,14 +31,14 @@ class Certificate:
         certified: whether the kernel signed it; of one that was read from a file, whether the file says so.
         status: how the search ended.
         method: "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", "lipsdp-network" or
-            "composed" (of a structured graph, node by node).
+            "composed" (of a graph, node by node).
         solver: what proposed the multipliers.
         relative_gap: duality gap of the proposal relative to the bound; None where the method has none.
         verification_loss: relative increase of the bound that the proof in floating point cost.
         seconds: wall time of the whole computation.
         epoch, global_step: of the training run it belongs to, None outside of one.
         state: what the solver can start from next time; kept in memory only.
-        network_digest: SHA-256 of the network, or of the structured graph, it speaks about.
+        network_digest: SHA-256 of the network, or of the graph, it speaks about.
         proof: what proves the bound; None if not certified.
         unverified: whether it was read from a file or a checkpoint and not proved since, by
             :func:`lightning_lipschitz.verify`. Until then it is a claim, and no radius and no report comes from it.

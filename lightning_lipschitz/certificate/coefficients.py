@@ -19,7 +19,7 @@ from scipy import sparse
 
 from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, gamma, product_up, sum_up
 from lightning_lipschitz.certificate.floating_point import frobenius as norm_up
-from lightning_lipschitz.network import Array
+from lightning_lipschitz.graph.network import Array
 
 Matrix = Any  # an Array or a scipy.sparse.csr_array of float64; scipy ships no types for the latter
 Indices = npt.NDArray[np.int64]

@@ -1,4 +1,4 @@
-r"""Bounds of structured graphs: from the input to the output, node by node.
+r"""Bounds of graphs: from the input to the output, node by node.
 
 For every node v, :math:`|dv|_2 \le L_v\, |dx|_2` with :math:`L_x = 1` and
 
@@ -25,7 +25,7 @@ from lightning_lipschitz.certificate.operators import needs_proof, node_norm_hol
 from lightning_lipschitz.certificate.proofs import Channels, Composition, Proof
 from lightning_lipschitz.certificate.spectrum import prove_channels, spectrum
 from lightning_lipschitz.certificate.verify import prove
-from lightning_lipschitz.structured import Concatenation, Extremum, Graph, Node, Sum
+from lightning_lipschitz.graph import Concatenation, Extremum, Graph, Node, Sum
 
 
 def claimed(graph: Graph) -> tuple[int, ...]:

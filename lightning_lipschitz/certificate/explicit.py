@@ -29,8 +29,7 @@ from lightning_lipschitz.certificate.coefficients import (
 from lightning_lipschitz.certificate.floating_point import product_up
 from lightning_lipschitz.certificate.matrices import matrix
 from lightning_lipschitz.errors import ModelSizeError, NonFiniteError
-from lightning_lipschitz.network import Affine, Array, Layer, Network, Term
-from lightning_lipschitz.structured import (
+from lightning_lipschitz.graph import (
     Along,
     Concatenation,
     Convolution,
@@ -43,7 +42,8 @@ from lightning_lipschitz.structured import (
     Sum,
     VectorUnits,
 )
-from lightning_lipschitz.structured.parts import members
+from lightning_lipschitz.graph.network import Affine, Array, Layer, Network, Term
+from lightning_lipschitz.graph.parts import members
 
 Evaluate = Callable[[int, Array], Array]
 

@@ -1,10 +1,9 @@
 r"""The matrix inequality behind every LipSDP bound.
 
 Theorem (Fazlyab, Robey, Hassani, Morari, Pappas, "Efficient and accurate estimation of Lipschitz constants for deep
-neural networks",
-NeurIPS 2019, Theorems 1 and 2 with diagonal multipliers; for any feed-forward graph). Let f be the function of a
-:class:`~lightning_lipschitz.network.Network` with input x, units z, rows ``y = A x + B z`` and output ``f = C x + D
-z``, and put
+neural networks", NeurIPS 2019, Theorems 1 and 2 with diagonal multipliers; for any feed-forward graph). Let f be the
+function of a :class:`~lightning_lipschitz.graph.network.Network` with input x, units z, rows ``y = A x + B z`` and
+output ``f = C x + D z``, and put
 
 .. math::
 
@@ -43,7 +42,7 @@ from lightning_lipschitz.certificate.floating_point import (
     sum_up,
 )
 from lightning_lipschitz.certificate.proofs import Multipliers
-from lightning_lipschitz.network import Affine, Network, Term
+from lightning_lipschitz.graph.network import Affine, Network, Term
 
 Exponents = npt.NDArray[np.int64]
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from lightning_lipschitz.structured import Along, Convolution, Gather, Node, Scaling
+from lightning_lipschitz.graph import Along, Convolution, Gather, Node, Scaling
 
 Matrix = Any  # scipy.sparse.csr_array of float64; scipy ships no types for it
 
@@ -37,7 +37,7 @@ def matrix(node: Node, width: int) -> Matrix | None:
 
 
 def convolution_matrix(node: Convolution) -> Matrix:
-    """From the definition in :class:`~lightning_lipschitz.structured.Convolution`, tap by tap."""
+    """From the definition in :class:`~lightning_lipschitz.graph.Convolution`, tap by tap."""
     rows, columns, values = [], [], []
     inputs, outputs = math.prod(node.lengths), math.prod(node.result[1:])
     height, width = node.kernel.shape[0] // node.groups, node.kernel.shape[1]

@@ -13,7 +13,7 @@ from lightning_lipschitz.certificate.floating_point import TINY, Array, gamma, p
 from lightning_lipschitz.certificate.matrices import convolution_matrix
 from lightning_lipschitz.certificate.spectral import above, cheap_norm_upper_bound, norm_holds, norm_upper_bound
 from lightning_lipschitz.certificate.symbols import Symbols
-from lightning_lipschitz.structured import Along, Convolution, Elementwise, Gather, Node, Scaling, VectorUnits
+from lightning_lipschitz.graph import Along, Convolution, Elementwise, Gather, Node, Scaling, VectorUnits
 
 EXPLICIT_ENTRIES = 2**22  # of a convolution's own matrix, which is exact; beyond it the symbol takes over
 EXPLICIT_SIDE = 1100
@@ -155,7 +155,7 @@ def read_off(node: Node) -> Fraction:
     A gather that copies an entry m times, and no entry more often, has the norm sqrt(m).
 
     Example:
-        >>> from lightning_lipschitz.structured import Gather
+        >>> from lightning_lipschitz.graph import Gather
         >>> read_off(Gather(sources=(0,), indices=[0, 1, 0, 0, 0]))
         Fraction(2, 1)
     """

@@ -13,7 +13,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from lightning_lipschitz.network import Affine, Layer, Network
+from lightning_lipschitz.graph.network import Affine, Layer, Network
 
 
 def possible_cuts(network: Network) -> tuple[int, ...]:

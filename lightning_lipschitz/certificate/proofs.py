@@ -72,7 +72,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Composition:
-    """What bounds a structured graph.
+    """What bounds a graph.
 
     Args:
         norms: upper bounds of the norms of its linear nodes, in the order of
@@ -99,7 +99,7 @@ class Proposal:
     """What a bound method returns: a candidate for the kernel, and what the method says of it.
 
     Attributes:
-        proof: of the network, or the structured graph, as given; it may be slightly infeasible.
+        proof: of the network, or the graph, as given; it may be slightly infeasible.
         method: that found it, as :class:`~lightning_lipschitz.Certificate` names it.
         solver: what computed the numbers.
         status: how the search ended, of SOLVED, ALMOST_SOLVED, TIME_LIMIT and FALLBACK.

@@ -9,8 +9,8 @@ from lightning_lipschitz.certificate.composition import prove_composition
 from lightning_lipschitz.certificate.proofs import AnyProof, Composition, Proposal
 from lightning_lipschitz.certificate.verify import prove
 from lightning_lipschitz.errors import CertificateError
-from lightning_lipschitz.network import Network
-from lightning_lipschitz.structured import Graph
+from lightning_lipschitz.graph import Graph
+from lightning_lipschitz.graph.network import Network
 
 
 def sign(subject: Network | Graph, proposal: Proposal, margin: float = 1.0) -> Certificate | None:

@@ -27,9 +27,9 @@ from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, Array,
 from lightning_lipschitz.certificate.proofs import Channels, Multipliers
 from lightning_lipschitz.certificate.symbols import LONGEST_TABLE, Symbols, half
 from lightning_lipschitz.certificate.verify import prove
-from lightning_lipschitz.network import Affine, Layer, Network, Term
-from lightning_lipschitz.structured import Convolution, Elementwise, Graph, Sum
-from lightning_lipschitz.structured.parts import members
+from lightning_lipschitz.graph import Convolution, Elementwise, Graph, Sum
+from lightning_lipschitz.graph.network import Affine, Layer, Network, Term
+from lightning_lipschitz.graph.parts import members
 
 Summands = dict[int, tuple[Convolution | None, ...]]  # by source: convolutions, None for the source itself
 

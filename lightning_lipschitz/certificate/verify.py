@@ -23,7 +23,7 @@ from lightning_lipschitz.certificate.lmi import ScaledLMI, assemble
 from lightning_lipschitz.certificate.pieces import pieces, steepest
 from lightning_lipschitz.certificate.proofs import Multipliers, Norms, Proof, Split
 from lightning_lipschitz.certificate.spectral import norm_holds
-from lightning_lipschitz.network import Layer, Network
+from lightning_lipschitz.graph.network import Layer, Network
 
 SIGNING_MARGIN = (
     2.0  # proofs are signed with twice the rounding allowance, so that they hold again on other BLAS libraries

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from lightning_lipschitz.extraction.value import Indices, Layout, SampleMixing, Value
-from lightning_lipschitz.structured import Concatenation, Gather, Input, Node, Sum
-from lightning_lipschitz.structured.nodes import Array
+from lightning_lipschitz.graph import Concatenation, Gather, Input, Node, Sum
+from lightning_lipschitz.graph.nodes import Array
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 

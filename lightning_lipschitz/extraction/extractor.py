@@ -17,9 +17,9 @@ from lightning_lipschitz.extraction.reading import ReadGraph, ReadNetwork, Runna
 from lightning_lipschitz.extraction.trace import Trace, example, probe, require_values, trace
 from lightning_lipschitz.extraction.undisturbed import READING, clean, name_of, tensors_of, undisturbed, unwrapped
 from lightning_lipschitz.extraction.walk import walk
-from lightning_lipschitz.network import Network
-from lightning_lipschitz.structured import Graph
-from lightning_lipschitz.structured.parts import measure
+from lightning_lipschitz.graph import Graph
+from lightning_lipschitz.graph.network import Network
+from lightning_lipschitz.graph.parts import measure
 
 LARGEST_ENTRIES = 40_000_000  # of all explicit matrices: 320 MB
 WIDEST_LAYER = 4096  # a dense eigenvalue problem of this size takes minutes

@@ -10,8 +10,8 @@ import numpy as np
 
 from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, frobenius, product_up, sum_up
 from lightning_lipschitz.extraction.builder import Builder
-from lightning_lipschitz.network import Array
-from lightning_lipschitz.structured import Along, Convolution, Gather, Node, Scaling
+from lightning_lipschitz.graph import Along, Convolution, Gather, Node, Scaling
+from lightning_lipschitz.graph.network import Array
 
 
 def fold(builder: Builder, output: int) -> None:

@@ -24,7 +24,7 @@ from lightning_lipschitz.extraction.trace import Trace
 from lightning_lipschitz.extraction.units import NotLinearisedError, UnitOperator, has_units
 from lightning_lipschitz.extraction.value import Value
 from lightning_lipschitz.extraction.walk import walked
-from lightning_lipschitz.structured import Graph
+from lightning_lipschitz.graph import Graph
 
 _DIGITS, _LONGEST = 20, 480  # binary, of the length of unit vectors: beyond that of the largest bias, and at most
 _CHUNK = 512  # pairs of samples run at once

@@ -14,8 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lightning_lipschitz.certificate.explicit import Origin, lower
-from lightning_lipschitz.network import Affine, Array, Network
-from lightning_lipschitz.structured import (
+from lightning_lipschitz.graph import (
     Along,
     Concatenation,
     Convolution,
@@ -29,6 +28,7 @@ from lightning_lipschitz.structured import (
     Sum,
     VectorUnits,
 )
+from lightning_lipschitz.graph.network import Affine, Array, Network
 
 Run = Callable[..., Tensor]
 Known = Callable[[npt.NDArray[Any]], Tensor]

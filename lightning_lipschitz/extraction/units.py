@@ -16,7 +16,7 @@ from lightning_lipschitz.extraction.location import display_name, path
 from lightning_lipschitz.extraction.reading import Known, on_device, run_node
 from lightning_lipschitz.extraction.value import Value
 from lightning_lipschitz.extraction.walk import Walk
-from lightning_lipschitz.structured import Along, Convolution, Elementwise, Extremum, Graph, Node, Scaling, VectorUnits
+from lightning_lipschitz.graph import Along, Convolution, Elementwise, Extremum, Graph, Node, Scaling, VectorUnits
 
 _UNITS = (Elementwise, VectorUnits, Extremum)
 _NONE = np.zeros(0, dtype=np.int64)

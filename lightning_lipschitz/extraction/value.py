@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lightning_lipschitz.network import Array
+from lightning_lipschitz.graph.network import Array
 
 Indices = npt.NDArray[np.int64]
 

@@ -26,7 +26,7 @@ from lightning_lipschitz.extraction.rules.movement import lifted
 from lightning_lipschitz.extraction.trace import Trace
 from lightning_lipschitz.extraction.undisturbed import clean
 from lightning_lipschitz.extraction.value import SampleMixing, Value
-from lightning_lipschitz.structured import Graph
+from lightning_lipschitz.graph import Graph
 
 _EXACT = ("alias", "clone", "detach", "expand", "lift_fresh_copy", "permute", "reshape", "t", "transpose", "view")
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from lightning_lipschitz.certificate import Multipliers, prove
 from lightning_lipschitz.certificate.verify import SIGNING_MARGIN
 from lightning_lipschitz.errors import ArgumentError
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.projection.certified_set import Slopes
 from lightning_lipschitz.projection.multipliers import narrowed, solve_multipliers, squared, with_weights
 from lightning_lipschitz.projection.nearest import nearest, scaled

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.errors import ArgumentError, ShapeError
-from lightning_lipschitz.network import Array, Network
+from lightning_lipschitz.graph.network import Array, Network
 from lightning_lipschitz.projection.geometry import Geometry
 from lightning_lipschitz.projection.spectral_ball import nearest_point, spectral_norm
 

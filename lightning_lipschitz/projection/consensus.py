@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lightning_lipschitz.bounds.interior_point import WarmStart
 from lightning_lipschitz.certificate import Multipliers
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.projection.certified_set import CertifiedSet, State
 from lightning_lipschitz.projection.multipliers import solve_multipliers, widened, with_weights
 from lightning_lipschitz.projection.regularized import regularized

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 
 
 @dataclass(frozen=True, eq=False)

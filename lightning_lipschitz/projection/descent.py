@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from lightning_lipschitz.certificate import Multipliers
-from lightning_lipschitz.network import Array, Network
+from lightning_lipschitz.graph.network import Array, Network
 from lightning_lipschitz.projection.certified_set import CertifiedSet, Projected, State, slopes_of
 
 MEMORY = 20  # of L-BFGS

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_lipschitz.bounds import interior_point
 from lightning_lipschitz.certificate import Multipliers
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.projection.consensus import Consensus, Problem, update_duals
 from lightning_lipschitz.projection.graph_descent import Descent, Place, centre
 from lightning_lipschitz.projection.graph_map import GraphMap, form_of

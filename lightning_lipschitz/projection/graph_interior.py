@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import Settings
 from lightning_lipschitz.certificate import Multipliers
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.projection.barrier import START_INSIDE, Start
 from lightning_lipschitz.projection.dense import Point, centred, evaluate
 from lightning_lipschitz.projection.graph_descent import Place, centre

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_lipschitz.errors import ProjectionError
 from lightning_lipschitz.extraction.linearised import Linearised
 from lightning_lipschitz.extraction.units import NotLinearisedError
-from lightning_lipschitz.network import Affine, Array, Network, Term
+from lightning_lipschitz.graph.network import Affine, Array, Network, Term
 from lightning_lipschitz.projection.codes import Code
 from lightning_lipschitz.projection.dense import Form
 

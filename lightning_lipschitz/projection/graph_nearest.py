@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.errors import SolverError
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.projection.graph_descent import Descent, Place, centre
 from lightning_lipschitz.projection.graph_map import GraphMap, form_of
 from lightning_lipschitz.projection.graph_start import scaled_inside

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_lipschitz.bounds import interior_point
 from lightning_lipschitz.errors import ProjectionError, SolverError
-from lightning_lipschitz.network import Array, Network
+from lightning_lipschitz.graph.network import Array, Network
 from lightning_lipschitz.projection.dense import Form
 from lightning_lipschitz.projection.graph_descent import Place, centre
 from lightning_lipschitz.projection.graph_map import GraphMap, form_of, layer_of_row, with_rows

@@ -15,7 +15,7 @@ from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.extraction.linearised import Linearised
 from lightning_lipschitz.extraction.undisturbed import name_of, unwrapped
 from lightning_lipschitz.extraction.units import NotLinearisedError
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.projection.barrier import Start
 from lightning_lipschitz.projection.codes import Code, Plain, code, owner
 from lightning_lipschitz.projection.consensus import Consensus, Problem

@@ -15,7 +15,7 @@ from lightning_lipschitz.bounds import interior_point
 from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.certificate.floating_point import sqrt_up
 from lightning_lipschitz.errors import ArgumentError
-from lightning_lipschitz.network import Affine, Layer, Network, Term
+from lightning_lipschitz.graph.network import Affine, Layer, Network, Term
 
 SMALLEST_BOUND, LARGEST_BOUND = 1e-140, 1e140  # the square must be a normal float64, with room for the multipliers
 SMALLEST_MULTIPLIER = 1e-30  # of the largest in the layer; units that nothing reads may have none

@@ -16,7 +16,7 @@ from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import Settings
 from lightning_lipschitz.certificate import Certificate, Multipliers
 from lightning_lipschitz.errors import SolverError
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.projection.certified_set import CertifiedSet, State
 from lightning_lipschitz.projection.descent import Descent
 from lightning_lipschitz.projection.multipliers import (

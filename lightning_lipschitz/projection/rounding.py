@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_lipschitz.certificate import SIGNING_MARGIN, Certificate, Multipliers, Proposal, sign
 from lightning_lipschitz.errors import SolverError
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.projection.certified_set import CertifiedSet
 from lightning_lipschitz.projection.multipliers import narrowed, widened, with_weights
 

@@ -10,7 +10,7 @@ from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import Settings
 from lightning_lipschitz.certificate import Certificate
 from lightning_lipschitz.errors import SolverError
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.projection.stored import Store, StoredWeights
 
 _TRIALS = 60

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.extraction import Extractor
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.projection.barrier import Start
 from lightning_lipschitz.projection.codes import Code
 from lightning_lipschitz.projection.consensus import Consensus, Problem

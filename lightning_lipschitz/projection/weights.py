@@ -13,7 +13,7 @@ from lightning_lipschitz.errors import ProjectionError
 from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.extraction.trace import example
 from lightning_lipschitz.extraction.undisturbed import name_of, undisturbed, unwrapped
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.projection.barrier import Start, start_inside
 from lightning_lipschitz.projection.certified_set import slopes_of
 from lightning_lipschitz.projection.codes import code

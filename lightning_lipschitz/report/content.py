@@ -16,11 +16,11 @@ from lightning_lipschitz.bounds.lower import steepest_pair
 from lightning_lipschitz.certificate import Certificate, require_proved
 from lightning_lipschitz.errors import CertificateError, LipschitzError
 from lightning_lipschitz.extraction.reading import ReadNetwork
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph import Graph
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.pairwise import PairwiseBounds, pairwise_bounds
 from lightning_lipschitz.report.predictions import Curve, Predictions, accuracy_curve
 from lightning_lipschitz.report.tightness import LayerBound, Prefix, layer_bounds
-from lightning_lipschitz.structured import Graph
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Subject:
 
     Args:
         certificate: proved of ``network``.
-        network: explicit or structured.
+        network: explicit, or a graph.
         key: of the certificate in a checkpoint.
         module: dotted name of the submodule that it speaks about, "" for the model.
         model: name of the model's class, "" where it is not known.

@@ -15,7 +15,7 @@ from typing import Any
 
 from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.errors import MissingExtraError
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.report import numbers
 from lightning_lipschitz.report.content import Content, Subject
 from lightning_lipschitz.report.figures import DARK, LIGHT, draw_all, png

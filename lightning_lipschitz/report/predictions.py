@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_lipschitz.functional.robustness import certified_radius, margins
-from lightning_lipschitz.network import Array
+from lightning_lipschitz.graph.network import Array
 
 LARGEST = 20_000_000  # logits that are kept: 80 MB as float32
 _PLACES = 201

@@ -25,8 +25,8 @@ from lightning_lipschitz.certificate.composition import claimed, prove_nodes
 from lightning_lipschitz.certificate.floating_point import round_up
 from lightning_lipschitz.certificate.spectral import norm_upper_bound
 from lightning_lipschitz.errors import CertificateError, LipschitzError
-from lightning_lipschitz.network import Affine, Network
-from lightning_lipschitz.structured import Graph
+from lightning_lipschitz.graph import Graph
+from lightning_lipschitz.graph.network import Affine, Network
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def layer_bounds(
 
     Args:
         certificate: of ``network``.
-        network: explicit, or a structured graph; of the latter, the bounds that its proof goes through are read off.
+        network: explicit, or a graph; of the latter, the bounds that its proof goes through are read off.
         sample: gives a lower bound of the constant of a part.
         time_limit: seconds for all of it.
 

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from lightning_lipschitz import certify
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from tests.helpers import chain, per_unit_slopes, residual
 
 SLOPES = [(0.0, 1.0), (0.0, 1.0), (0.1, 1.0), (0.0, 0.25), (-0.13, 1.13)]

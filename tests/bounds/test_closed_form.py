@@ -12,7 +12,7 @@ import lightning_lipschitz as ll
 from lightning_lipschitz.bounds import closed_form
 from lightning_lipschitz.certificate import Multipliers, prove
 from lightning_lipschitz.extraction import Extractor
-from lightning_lipschitz.network import Affine, Layer, Network, Term
+from lightning_lipschitz.graph.network import Affine, Layer, Network, Term
 from tests.helpers import NETWORKS, residual
 from tests.models import ZOO
 from tests.projection.convex import dense_lmi

@@ -22,7 +22,7 @@ from lightning_lipschitz.bounds.interior_point.start import recursion
 from lightning_lipschitz.bounds.lipsdp import Sharing, reduce
 from lightning_lipschitz.certificate import Status
 from lightning_lipschitz.errors import ArgumentError, SolverError
-from lightning_lipschitz.network import Affine, Layer, Network, Term
+from lightning_lipschitz.graph.network import Affine, Layer, Network, Term
 from tests import helpers
 from tests.helpers import chain
 

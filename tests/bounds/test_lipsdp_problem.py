@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightning_lipschitz.bounds.lipsdp import moving_units, reduce
-from lightning_lipschitz.network import Affine, Layer, Network, Term
+from lightning_lipschitz.graph.network import Affine, Layer, Network, Term
 
 rng = np.random.default_rng(7)
 

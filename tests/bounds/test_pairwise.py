@@ -12,7 +12,7 @@ import lightning_lipschitz as ll
 from lightning_lipschitz.bounds.pairwise import difference, pairs, shared_proposals
 from lightning_lipschitz.certificate import prove
 from lightning_lipschitz.errors import ArgumentError, CertificateError
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from tests.helpers import chain, grouped, per_unit_slopes, residual, unread_units
 
 NETWORKS = {

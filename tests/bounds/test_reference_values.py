@@ -9,7 +9,7 @@ from lightning_lipschitz import Status, certify, verify
 from lightning_lipschitz.bounds import closed_form, conic
 from lightning_lipschitz.bounds.signing import sign_nearby
 from lightning_lipschitz.certificate import Multipliers, Proposal, prove, strengthen
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from tests.helpers import ABSOLUTE, COUNTEREXAMPLE, TWO_BY_TWO, lipsdp_weights
 
 

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lightning_lipschitz import certify
-from lightning_lipschitz.network import Layer
+from lightning_lipschitz.graph.network import Layer
 from tests.helpers import NETWORKS, chain, evaluate, grouped, per_unit_slopes, residual
 
 METHODS = ("norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", "auto")

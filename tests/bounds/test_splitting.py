@@ -12,7 +12,7 @@ from lightning_lipschitz.bounds.workers import map_in_processes
 from lightning_lipschitz.certificate import Split, prove
 from lightning_lipschitz.certificate.pieces import pieces, possible_cuts
 from lightning_lipschitz.errors import SolverError
-from lightning_lipschitz.network import Affine, Layer, Network, Term
+from lightning_lipschitz.graph.network import Affine, Layer, Network, Term
 from tests.helpers import NETWORKS, chain, lipsdp_weights, residual
 
 

@@ -24,7 +24,7 @@ from lightning_lipschitz.certificate.operators import cheap_node_norm, node_norm
 from lightning_lipschitz.certificate.spectral import cheap_norm_upper_bound, norm_holds
 from lightning_lipschitz.errors import ArgumentError, TimeLimitError
 from lightning_lipschitz.extraction import GraphExtractor, RoutedExtractor
-from lightning_lipschitz.structured import Convolution
+from lightning_lipschitz.graph import Convolution
 from tests.helpers import NETWORKS, chain
 from tests.models import make, randomized_norm
 

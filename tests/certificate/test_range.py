@@ -13,8 +13,8 @@ from lightning_lipschitz.certificate import Multipliers, prove
 from lightning_lipschitz.certificate.coefficients import Coefficients
 from lightning_lipschitz.certificate.operators import node_norm
 from lightning_lipschitz.certificate.spectral import norm_holds, norm_upper_bound
-from lightning_lipschitz.network import Network, Term
-from lightning_lipschitz.structured import Along, Convolution, Elementwise, Graph, Input, Scaling
+from lightning_lipschitz.graph import Along, Convolution, Elementwise, Graph, Input, Scaling
+from lightning_lipschitz.graph.network import Network, Term
 from tests.helpers import exact_lmi, exactly_positive_definite
 
 DRAWS = 400  # of every family; ten thousand were run once

@@ -18,7 +18,7 @@ from lightning_lipschitz.certificate import Certificate
 from lightning_lipschitz.certificate.encoding import encode
 from lightning_lipschitz.checkpoint_files import prove_checkpoint
 from lightning_lipschitz.errors import CertificateError
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.report import Subject, gather
 
 MATRICES = [[[1.0, 0.5, -2.0], [0.25, 3.0, 1.0]], [[2.0, 1.0], [-1.0, 0.5]]]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lightning_lipschitz.bounds import closed_form, norm_product
 from lightning_lipschitz.certificate import Multipliers, Norms, prove, strengthen
 from lightning_lipschitz.certificate.spectral import norm_holds, norm_upper_bound
-from lightning_lipschitz.network import Affine, Layer, Network, Term
+from lightning_lipschitz.graph.network import Affine, Layer, Network, Term
 from tests.helpers import NETWORKS, exact_lmi, exactly_positive_definite
 
 WITH_POINT = [name for name in NETWORKS if closed_form.propose(NETWORKS[name]())]

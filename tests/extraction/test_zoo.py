@@ -11,11 +11,11 @@ import torch
 from lightning_lipschitz import certify
 from lightning_lipschitz.errors import UnsupportedModuleError
 from lightning_lipschitz.extraction import Extractor, GraphExtractor
+from tests.graph import models as graphs
 from tests.models import MODELS, OPERATORS, REFUSED, ZOO, make
-from tests.structured import models as structured
 
 EVERY = {name: functools.partial(make, name) for name in MODELS} | {
-    f"graph_{name}": functools.partial(structured.make, name) for name in structured.MODELS
+    f"graph_{name}": functools.partial(graphs.make, name) for name in graphs.MODELS
 }
 
 

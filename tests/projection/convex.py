@@ -6,7 +6,7 @@ import cvxpy as cp
 import numpy as np
 
 from lightning_lipschitz.certificate import Multipliers
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from tests.helpers import chain, grouped
 
 SLOPES = {

@@ -12,7 +12,7 @@ from scipy.optimize import approx_fprime
 from lightning_lipschitz.api import certify
 from lightning_lipschitz.certificate import Multipliers, prove
 from lightning_lipschitz.errors import ArgumentError
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.projection import nearest, scaled, solve_multipliers
 from lightning_lipschitz.projection.descent import Descent
 from lightning_lipschitz.projection.multipliers import squared, with_weights

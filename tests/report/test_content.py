@@ -23,8 +23,8 @@ from lightning_lipschitz.report import PredictionLog, Predictions, Subject, gath
 from lightning_lipschitz.report import predictions as predictions_module
 from lightning_lipschitz.report.predictions import accuracy_curve
 from lightning_lipschitz.report.tightness import layer_bounds, prefix
+from tests.graph.models import make
 from tests.helpers import NETWORKS, TWO_BY_TWO
-from tests.structured.models import make
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_lipschitz.bounds.lipsdp import Sharing
-from lightning_lipschitz.network import Affine, Layer, Network
+from lightning_lipschitz.graph.network import Affine, Layer, Network
 
 # Up to this size one dense product is cheaper than a Python loop over blocks.
 _DENSE = 160

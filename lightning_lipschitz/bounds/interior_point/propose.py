@@ -10,7 +10,7 @@ from lightning_lipschitz.bounds.interior_point.result import WarmStart
 from lightning_lipschitz.bounds.interior_point.solver import solve
 from lightning_lipschitz.bounds.lipsdp import Sharing
 from lightning_lipschitz.certificate import Proposal, Status
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 
 _GPU_UNITS = 300  # below this a CPU is as fast
 _STATUS = {"solved": Status.SOLVED, "time limit": Status.TIME_LIMIT, "stalled": Status.ALMOST_SOLVED}

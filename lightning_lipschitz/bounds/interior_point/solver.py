@@ -17,7 +17,7 @@ from lightning_lipschitz.bounds.interior_point.result import Ending, Progress, S
 from lightning_lipschitz.bounds.interior_point.start import recursion, warm
 from lightning_lipschitz.bounds.lipsdp import Reduced, Sharing, reduce
 from lightning_lipschitz.errors import ArgumentError
-from lightning_lipschitz.network import Network
+from lightning_lipschitz.graph.network import Network
 
 _MOST_STEPS = 300
 _PATIENCE = 8  # primal-dual steps without a smaller gap

@@ -15,8 +15,8 @@ from lightning_lipschitz.extraction.registry import Context, rule
 from lightning_lipschitz.extraction.rules.linear import scaled
 from lightning_lipschitz.extraction.slopes import NotLipschitzError, activations
 from lightning_lipschitz.extraction.value import Layout, SampleMixing, Value, broadcast
-from lightning_lipschitz.network import Array
-from lightning_lipschitz.structured import Elementwise, Extremum
+from lightning_lipschitz.graph import Elementwise, Extremum
+from lightning_lipschitz.graph.network import Array
 
 
 def _register(operator: str, table: Callable[..., tuple[float, float]]) -> None:

@@ -16,7 +16,7 @@ from lightning_lipschitz.errors import ArgumentError
 from lightning_lipschitz.extraction.images import require_batch, spread
 from lightning_lipschitz.extraction.registry import PRODUCT, Context, rule
 from lightning_lipschitz.extraction.value import Layout, SampleMixing, Value
-from lightning_lipschitz.structured import Convolution
+from lightning_lipschitz.graph import Convolution
 
 Pairs = tuple[tuple[int, int], ...]
 

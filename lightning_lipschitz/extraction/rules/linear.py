@@ -13,8 +13,8 @@ import torch
 from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, frobenius, product_up
 from lightning_lipschitz.extraction.registry import PRODUCT, Context, rule
 from lightning_lipschitz.extraction.value import Value, broadcast
-from lightning_lipschitz.network import Array
-from lightning_lipschitz.structured import Along, Scaling
+from lightning_lipschitz.graph import Along, Scaling
+from lightning_lipschitz.graph.network import Array
 
 
 @rule("add", "add_")

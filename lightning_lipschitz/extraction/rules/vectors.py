@@ -25,7 +25,7 @@ from lightning_lipschitz.extraction.rules.activation import maximum, minimum
 from lightning_lipschitz.extraction.rules.linear import neg
 from lightning_lipschitz.extraction.slopes import Slopes
 from lightning_lipschitz.extraction.value import Value
-from lightning_lipschitz.structured import VectorUnits
+from lightning_lipschitz.graph import VectorUnits
 
 Function = Callable[..., torch.Tensor]
 

@@ -1,4 +1,4 @@
-"""The kinds of nodes of a structured graph, all but the convolution.
+"""The kinds of nodes of a graph, all but the convolution.
 
 A node is a map from the flat outputs of its sources to its own flat output of ``size`` numbers. What it holds is what a
 Lipschitz bound depends on: no biases, no names in the digest.

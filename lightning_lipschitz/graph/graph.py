@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_lipschitz.digest import digest
 from lightning_lipschitz.errors import ArgumentError, ShapeError
-from lightning_lipschitz.structured.nodes import Concatenation, Content, Extremum, Gather, Input, Node, Sum
+from lightning_lipschitz.graph.nodes import Concatenation, Content, Extremum, Gather, Input, Node, Sum
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Graph:
         ArgumentError: a source that is not an earlier node.
 
     Example:
-        >>> from lightning_lipschitz.structured import Along
+        >>> from lightning_lipschitz.graph import Along
         >>> graph = Graph((Input(size=2), Along(sources=(0,), matrix=[[1.0, 1.0]])))
         >>> graph.output.size, graph.input_size
         (1, 2)

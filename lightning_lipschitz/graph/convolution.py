@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lightning_lipschitz.errors import ArgumentError, ShapeError
-from lightning_lipschitz.structured.nodes import Array, Content, Node, finite, frozen
+from lightning_lipschitz.graph.nodes import Array, Content, Node, finite, frozen
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -20,10 +20,10 @@ from lightning_lipschitz.certificate.matrices import convolution_matrix
 from lightning_lipschitz.certificate.proofs import Channels, Composition
 from lightning_lipschitz.certificate.spectrum import prove_channels, spectrum
 from lightning_lipschitz.extraction import GraphExtractor
-from lightning_lipschitz.structured import Elementwise, Graph, Input, Sum
+from lightning_lipschitz.graph import Elementwise, Graph, Input, Sum
+from tests.graph.models import Residual, seq
+from tests.graph.test_convolution_norm import conv
 from tests.models import of
-from tests.structured.models import Residual, seq
-from tests.structured.test_convolution_norm import conv
 
 
 def block(activation=nn.ReLU, stride=1, padding=1):

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_lipschitz as ll
 from lightning_lipschitz.certificate import Composition
 from lightning_lipschitz.errors import ArgumentError, CertificateError, UnsupportedModuleError
+from tests.graph.models import Residual, make
 from tests.modules import UNAVOIDABLE
-from tests.structured.models import Residual, make
 
 pytestmark = [pytest.mark.filterwarnings(message) for message in UNAVOIDABLE]
 

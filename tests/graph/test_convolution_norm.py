@@ -13,7 +13,7 @@ from lightning_lipschitz.certificate import operators, symbols
 from lightning_lipschitz.certificate.matrices import convolution_matrix
 from lightning_lipschitz.certificate.operators import node_norm, node_norm_holds
 from lightning_lipschitz.errors import ArgumentError, NonFiniteError, ShapeError
-from lightning_lipschitz.structured import Convolution
+from lightning_lipschitz.graph import Convolution
 
 
 def conv(rows, columns, taps, lengths, stride=1, padding=0, dilation=1, groups=1, seed=0, **kind):

@@ -1,12 +1,12 @@
-"""Parts of a structured graph: which nodes they hold, where they can begin and end, and how large they are."""
+"""Parts of a graph: which nodes they hold, where they can begin and end, and how large they are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_lipschitz.structured.graph import Graph
-from lightning_lipschitz.structured.nodes import Elementwise, Extremum, VectorUnits
+from lightning_lipschitz.graph.graph import Graph
+from lightning_lipschitz.graph.nodes import Elementwise, Extremum, VectorUnits
 
 
 def members(graph: Graph, start: int, end: int) -> tuple[int, ...] | None:
@@ -50,7 +50,7 @@ def chains(graph: Graph) -> tuple[tuple[int, ...], ...]:
     every branch that a sum or a concatenation reads, those that all paths through it pass, from where it branches off.
 
     Example:
-        >>> from lightning_lipschitz.structured import Along, Input, Sum
+        >>> from lightning_lipschitz.graph import Along, Input, Sum
         >>> double, again = (Along(sources=(source,), matrix=[[2.0]]) for source in (0, 1))
         >>> chains(Graph((Input(size=1), double, again, Sum(sources=(0, 2), size=1))))
         ((0, 3), (0, 1, 2))

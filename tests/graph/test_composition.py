@@ -21,7 +21,7 @@ from lightning_lipschitz.certificate import Composition, prove_composition
 from lightning_lipschitz.certificate.explicit import explicit
 from lightning_lipschitz.errors import ArgumentError, ShapeError, SolverError
 from lightning_lipschitz.extraction import Extractor, GraphExtractor
-from lightning_lipschitz.structured import (
+from lightning_lipschitz.graph import (
     Along,
     Elementwise,
     Extremum,
@@ -32,9 +32,9 @@ from lightning_lipschitz.structured import (
     Sum,
     VectorUnits,
 )
-from lightning_lipschitz.structured.parts import chains, measure
+from lightning_lipschitz.graph.parts import chains, measure
+from tests.graph.models import MODELS, make
 from tests.models import Lambda, randomized_norm
-from tests.structured.models import MODELS, make
 
 RTOL = 1e-6
 

@@ -1,8 +1,11 @@
-"""A model as a graph of maps over flat vectors, for models whose explicit matrices do not fit. NumPy only."""
+"""What a certificate speaks about: a model as a graph of maps over flat vectors, and a network of explicit matrices.
 
-from lightning_lipschitz.structured.convolution import Convolution
-from lightning_lipschitz.structured.graph import Graph
-from lightning_lipschitz.structured.nodes import (
+NumPy only.
+"""
+
+from lightning_lipschitz.graph.convolution import Convolution
+from lightning_lipschitz.graph.graph import Graph
+from lightning_lipschitz.graph.nodes import (
     Along,
     Concatenation,
     Elementwise,

@@ -1,4 +1,4 @@
-"""The structured graph is the model."""
+"""The graph is the model."""
 
 import re
 
@@ -10,10 +10,10 @@ from torch import nn
 
 from lightning_lipschitz.errors import ExtractionError, NonFiniteError, UnsupportedModuleError
 from lightning_lipschitz.extraction import GraphExtractor, RoutedExtractor
-from lightning_lipschitz.network import Network
-from lightning_lipschitz.structured import Convolution, Gather, Graph, Scaling
+from lightning_lipschitz.graph import Convolution, Gather, Graph, Scaling
+from lightning_lipschitz.graph.network import Network
+from tests.graph.models import make
 from tests.models import Lambda, randomized_norm
-from tests.structured.models import make
 
 
 def test_normalisations_become_part_of_the_convolution():
