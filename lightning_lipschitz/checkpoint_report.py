@@ -18,20 +18,19 @@ from torch import Tensor, nn
 
 from lightning_lipschitz import api
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException
-from lightning_lipschitz.callbacks._accuracy import predict
-from lightning_lipschitz.callbacks._choice import Choice
-from lightning_lipschitz.callbacks._target import find_target
 from lightning_lipschitz.certificate import Certificate, Composition
 from lightning_lipschitz.checkpoint_files import certificates_of, prove_checkpoint, read_checkpoint
 from lightning_lipschitz.errors import ArgumentError, WeightFileError
 from lightning_lipschitz.extraction import Extractor, input_of, part
 from lightning_lipschitz.extraction.result import Extraction
 from lightning_lipschitz.extraction.structured import StructuredExtractor
+from lightning_lipschitz.lightning_tools.submodule import Choice, find_target
 from lightning_lipschitz.report import (
     PredictionLog,
     Predictions,
     Subject,
     gather,
+    predict,
     readable,
     require_libraries,
     write_page,
@@ -110,7 +109,7 @@ def _name(path: str | os.PathLike[str]) -> str:
     return os.fsencode(Path(path).name).decode("utf-8", "replace")
 
 
-def _no_history(state: _State) -> str:
+def _no_history(state: _CallbackState) -> str:
     if state.unreadable:
         return f"The measurements in the checkpoint cannot be read and are left out: {state.unreadable}."
     return "The checkpoint holds no measurements: it was written before the first one, or with save_weights_only=True."
@@ -125,8 +124,8 @@ def _chosen(key: str | None, certificates: Mapping[str, Certificate]) -> str:
 
 
 @dataclass(frozen=True)
-class _State:
-    """Of one callback in a checkpoint: the kind of certificates that it writes, its submodule and its history."""
+class _CallbackState:
+    """State of one callback in a checkpoint: the kind of certificates that it writes, its submodule and its history."""
 
     kind: str
     choice: Choice
@@ -139,25 +138,25 @@ class _State:
         return self.kind == key or f"{self.kind}/{self.choice.label}" == key
 
 
-def _states(checkpoint: Mapping[str, Any]) -> Iterator[_State]:
+def _states(checkpoint: Mapping[str, Any]) -> Iterator[_CallbackState]:
     states = checkpoint.get("callbacks", {})
     for name, state in states.items() if isinstance(states, Mapping) else ():
         if isinstance(name, str) and isinstance(state, Mapping) and isinstance(state.get("history"), list):
             records = readable(state["history"])
             unreadable = len(state["history"]) - len(records)
             kind = _KINDS.get(name.partition("{")[0], "")
-            yield _State(kind, _choice_of(name), records, unreadable, state.get("held"))
+            yield _CallbackState(kind, _choice_of(name), records, unreadable, state.get("held"))
 
 
-def _state(checkpoint: Mapping[str, Any], key: str, certificate: Certificate) -> _State:
-    """Of the callback that wrote the certificate: whose last bound it is, or the only one of its kind."""
+def _state(checkpoint: Mapping[str, Any], key: str, certificate: Certificate) -> _CallbackState:
+    """State of the callback that wrote the certificate: whose last bound it is, or the only one of its kind."""
     states = list(_states(checkpoint))
     last = [
         state for state in states if state.history and state.history[-1].get("upper_bound") == certificate.upper_bound
     ]
     kind = [state for state in states if state.wrote(key)]
     found = [state for state in last if state in kind] or last or (kind if len(kind) == 1 else [])
-    return found[0] if found else _State("", Choice(key.partition("/")[2]), ())
+    return found[0] if found else _CallbackState("", Choice(key.partition("/")[2]), ())
 
 
 _KINDS = {"LipschitzCallback": "lipschitz", "LipschitzADMM": "admm", "LipschitzBarrier": "barrier"}
@@ -189,7 +188,9 @@ def _from_file(path: str | os.PathLike[str], key: str, slopes: tuple[float, floa
     return Subject(proved.certificate, proved.network, module=proved.module, source=of, why_not=why_not)
 
 
-def _from_model(path: str | os.PathLike[str], certificate: Certificate, state: _State, made: Any, data: Any) -> Subject:
+def _from_model(
+    path: str | os.PathLike[str], certificate: Certificate, state: _CallbackState, made: Any, data: Any
+) -> Subject:
     whole, module = _loaded(path, made), state.choice.module
     target = _target(whole, module)
     batches = None if data is None else _batches(_named("data", data))

@@ -8,14 +8,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from lightning_lipschitz._lightning import MisconfigurationException
-from lightning_lipschitz.callbacks._arguments import (
+from lightning_lipschitz.functional.clip import Start
+from lightning_lipschitz.lightning_tools.arguments import (
     require,
     require_choice,
     require_count,
     require_flag,
     require_positive,
 )
-from lightning_lipschitz.functional.clip import Start
 
 _OWNER = "CLIPMixin"
 PREFIX = "clip_"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lipschitz._lightning import MisconfigurationException
-from lightning_lipschitz.callbacks._target import uncompiled
+from lightning_lipschitz.extraction.undisturbed import unwrapped
 
 _LOGS = ("log", "log_dict")
 
@@ -70,7 +70,7 @@ class OneTensor:
         return outputs
 
     def _misconfigured(self, x: Tensor, what: str) -> MisconfigurationException:
-        module = uncompiled(self._target)
+        module = unwrapped(self._target)
         where = f"{type(module).__name__}.forward({', '.join(inspect.signature(module.forward).parameters)})"
         named = f"`{where}` of `{self._name}`" if self._name else f"`{where}`"
         return MisconfigurationException(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lipschitz._lightning import MisconfigurationException
-from lightning_lipschitz.callbacks._target import find_target, uncompiled
+from lightning_lipschitz.extraction.undisturbed import unwrapped
 from lightning_lipschitz.functional.clip import Pairs, ascend, initial_pairs, penalty, quotients
+from lightning_lipschitz.lightning_tools.submodule import find_target
 from lightning_lipschitz.mixins._config import ClipConfig
 from lightning_lipschitz.mixins._evaluation import OneTensor, evaluating
 
@@ -52,7 +53,7 @@ class Regulariser:
         pairs = self._current(_batch(inputs), parameter, step)
         options = {name: getattr(config, name) for name in _OPTIONS}
         function = OneTensor(target, config.module)
-        with evaluating(model, uncompiled(target), parameter.device.type), torch.enable_grad():
+        with evaluating(model, unwrapped(target), parameter.device.type), torch.enable_grad():
             pairs, values = self._climb(function, pairs)
             found = penalty(function, pairs, values, worst=config.worst, squared=config.squared, **options)
         self.last_penalty = float(found.detach())
@@ -107,7 +108,7 @@ class Regulariser:
         like = next(target.parameters())
         pairs = self._pairs.to(like)
         options = {name: getattr(self.config, name) for name in _OPTIONS}
-        with evaluating(model, uncompiled(target), like.device.type):
+        with evaluating(model, unwrapped(target), like.device.type):
             return float(quotients(OneTensor(target, self.config.module), pairs.u, pairs.v, **options).max())
 
     # State
@@ -122,7 +123,7 @@ class Regulariser:
         return state
 
     def load(self, plain: dict[str, Any]) -> None:
-        """The inverse of :meth:`plain`; the pairs are those of rank 0, and other ranks draw new ones."""
+        """Go on from what :meth:`plain` gave; the pairs are those of rank 0, and other ranks draw new ones."""
         self.weight, self.cooldown = plain["weight"], plain["cooldown"]
         self._next, self._draws, self._drawn_at = (plain[name] for name in ("next", "draws", "drawn_at"))
         self._not_mine = self._rank > 0

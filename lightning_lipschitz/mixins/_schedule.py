@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from lightning_lipschitz._lightning import Callback, LightningModule, MisconfigurationException, Trainer
-from lightning_lipschitz.callbacks._report import Report, Values
+from lightning_lipschitz.lightning_tools.log import MetricLog
 from lightning_lipschitz.mixins._regulariser import Regulariser
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ class ClipSchedule(Callback):
             return
         self._logged = trainer.global_step
         values = {"lower_bound": bound, "weight": regulariser.weight, "penalty": regulariser.last_penalty}
-        report = Report("clip", regulariser.config.prog_bar, shown="lower_bound")
-        report.log(trainer, pl_module, Values(values))
+        MetricLog("clip", regulariser.config.prog_bar, shown="lower_bound").log(trainer, pl_module, values)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self._regulariser is None else self._regulariser.plain()

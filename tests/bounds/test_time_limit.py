@@ -18,8 +18,7 @@ from lightning_lipschitz.bounds.composed import certify_graph
 from lightning_lipschitz.bounds.lower import steepest_pair
 from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import Settings
-from lightning_lipschitz.callbacks._measure import Settings as Measured
-from lightning_lipschitz.callbacks._measure import measure
+from lightning_lipschitz.callbacks._measurement import MeasurementSettings, measure
 from lightning_lipschitz.certificate import Norms, Status, prove, prove_composition
 from lightning_lipschitz.certificate.operators import cheap_node_norm, node_norm, node_norm_holds
 from lightning_lipschitz.certificate.spectral import cheap_norm_upper_bound, norm_holds
@@ -332,7 +331,9 @@ def test_auto_ends_without_a_limit(name, monkeypatch):
 
 
 def measured(method):
-    return measure(lambda: chain((6, 9, 9, 3)), float, Measured(method, "auto", 1e-4, None, False), None, (0, 0))
+    return measure(
+        lambda: chain((6, 9, 9, 3)), float, MeasurementSettings(method, "auto", 1e-4, None, False), None, (0, 0)
+    )
 
 
 SEARCHES = {

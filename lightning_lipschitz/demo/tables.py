@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning_lipschitz import api
 from lightning_lipschitz.demo.rounded import down, up
-from lightning_lipschitz.demo.training import MAX_LIPSCHITZ, RADII, Epoch, Outcome
+from lightning_lipschitz.demo.training import MAX_LIPSCHITZ, RADII, Epoch, Trained
 from lightning_lipschitz.errors import MissingExtraError
 
 try:
@@ -20,7 +20,7 @@ except ImportError as error:
 _EPOCHS = 12  # rows of the table, or a few more
 
 
-def report(rows: Sequence[Epoch], outcomes: Sequence[Outcome], picture: Path, output: Path) -> None:
+def print_tables(rows: Sequence[Epoch], outcomes: Sequence[Trained], picture: Path, output: Path) -> None:
     """Print both tables, save a certificate for each training, and prove it again from its file."""
     console = Console(file=sys.stdout)
     console.print(_epochs(rows))
@@ -45,7 +45,7 @@ def _epochs(rows: Sequence[Epoch]) -> Table:
     return table
 
 
-def _side_by_side(outcomes: Sequence[Outcome]) -> Table:
+def _side_by_side(outcomes: Sequence[Trained]) -> Table:
     caption = (
         f"within r: the share of test images that are right and, proved, so is every input within the l2 distance r."
         f" ADMM was held to L <= {MAX_LIPSCHITZ:g}. Seconds are those of training."

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from lightning_lipschitz import api
 from lightning_lipschitz.bounds.clock import Clock
@@ -16,11 +15,12 @@ from lightning_lipschitz.structured import Graph
 
 _SAMPLING = 0.2  # of what the time limit leaves, for the lower bound
 _LEAST_SAMPLING = 1.0  # seconds for the lower bound, where there is no limit and the upper bound took less
+LOGGED = ("upper_bound", "lower_bound", "relative_gap", "seconds", "solver_ok")  # keys, in their order
 _REACHED = (Status.SOLVED, Status.ALMOST_SOLVED)
 
 
 @dataclass(frozen=True)
-class Settings:
+class MeasurementSettings:
     """Arguments of :func:`lightning_lipschitz.certify`, and whether to sample a lower bound."""
 
     method: Method
@@ -32,7 +32,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Record:
+class HistoryEntry:
     """One entry of ``callback.history``.
 
     Attributes:
@@ -55,33 +55,36 @@ class Record:
     solver_ok: bool
     method: str
 
-    def plain(self) -> dict[str, Any]:
-        return asdict(self)
-
     def metrics(self) -> dict[str, float]:
         """What is logged, by the last part of its key."""
-        values = {
-            "upper_bound": self.upper_bound,
-            "lower_bound": self.lower_bound,
-            "relative_gap": self.relative_gap,
-            "seconds": self.seconds,
-            "solver_ok": float(self.solver_ok),
-        }
-        return {name: value for name, value in values.items() if value is not None}
+        values = {name: getattr(self, name) for name in LOGGED}
+        return {name: float(value) for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A record, the certificate behind it (None where nothing could be certified) and what went wrong, if anything."""
+    """An entry, the certificate behind it (None where nothing could be certified) and what went wrong, if anything."""
 
-    record: Record
+    entry: HistoryEntry
     certificate: Certificate | None
     trouble: str | None
 
     @classmethod
     def failed(cls, at: tuple[int, int], trouble: str) -> Measurement:
         """Nothing is known, and that is infinity."""
-        return cls(Record(*at, math.inf, None, None, 0.0, False, "none"), None, trouble)
+        return cls(HistoryEntry(*at, math.inf, None, None, 0.0, False, "none"), None, trouble)
+
+    def warnings(self, limit: float | None) -> dict[str, str]:
+        """By subject, what went wrong, and a bound above the one that was asked for."""
+        entry, found = self.entry, {}
+        where = f"epoch {entry.epoch}, step {entry.global_step}:"
+        if self.trouble is not None:
+            found["trouble"] = f"{where} {self.trouble} The upper bound logged is {entry.upper_bound:.6g}."
+        if limit is not None and entry.upper_bound > limit:
+            known = "" if entry.lower_bound is None else f", the constant at least {entry.lower_bound:.6g}"
+            told = f"the upper bound is {entry.upper_bound:.6g}{known}: above `max_lipschitz={limit:g}`."
+            found["limit"] = f"{where} {told}"
+        return found
 
     def without_state(self) -> Measurement:
         """Without what only the next solve on this machine can use."""
@@ -91,7 +94,7 @@ class Measurement:
 def measure(
     read: Callable[[], Network | Graph],
     sample: Callable[[float], float | None],
-    settings: Settings,
+    settings: MeasurementSettings,
     warm_start: Certificate | None,
     at: tuple[int, int],
 ) -> Measurement:
@@ -112,7 +115,7 @@ def measure(
     wanted = settings.lower_bound and certificate is not None
     left = max(_LEAST_SAMPLING, clock.seconds) if clock.left is None else clock.left
     lower, lower_trouble = _sampled(sample, left) if wanted else (None, None)
-    record = Record(
+    entry = HistoryEntry(
         *at,
         upper_bound=math.inf if certificate is None else certificate.upper_bound,
         lower_bound=lower,
@@ -121,11 +124,11 @@ def measure(
         solver_ok=trouble is None,
         method="none" if certificate is None else certificate.method,
     )
-    return Measurement(record, certificate and certificate.at(*at), trouble or lower_trouble)
+    return Measurement(entry, certificate and certificate.at(*at), trouble or lower_trouble)
 
 
 def _certify(
-    read: Callable[[], Network | Graph], settings: Settings, warm_start: Certificate | None, clock: Clock
+    read: Callable[[], Network | Graph], settings: MeasurementSettings, warm_start: Certificate | None, clock: Clock
 ) -> tuple[Certificate | None, str | None]:
     try:
         network = read()
@@ -140,7 +143,7 @@ def _certify(
 
 
 def _attempt(
-    network: Network | Graph, method: Method, settings: Settings, warm_start: Certificate | None
+    network: Network | Graph, method: Method, settings: MeasurementSettings, warm_start: Certificate | None
 ) -> tuple[Certificate | None, str | None]:
     """A certified bound or None, and the reason why the method did not reach its goal, if it did not."""
     try:

@@ -1,4 +1,4 @@
-"""What a file holds in place of the weights in training, and its certificate. Knows no Trainer."""
+"""The weights that a file holds in place of those in training, and their certificate. Knows no Trainer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_lipschitz import api
-from lightning_lipschitz.callbacks._constrained import ConstrainedWeights, Tensors
+from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights, Tensors
 from lightning_lipschitz.certificate import Certificate, Multipliers, prove
 from lightning_lipschitz.certificate.verify import SIGNING_MARGIN
 from lightning_lipschitz.errors import LipschitzError
@@ -26,7 +26,7 @@ _HALVINGS = 7  # of the squared bound that they prove
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
+class CertifiedWeights:
     """What is written of the weights of a moment.
 
     Attributes:
@@ -37,13 +37,13 @@ class Written:
     tensors: dict[str, Tensor]
     certificate: Certificate
 
-    def cpu(self) -> Written:
+    def cpu(self) -> CertifiedWeights:
         """Such as can be sent to another process."""
-        return Written({name: t.cpu() for name, t in self.tensors.items()}, self.certificate)
+        return CertifiedWeights({name: t.cpu() for name, t in self.tensors.items()}, self.certificate)
 
 
-class Author:
-    """From the weights of a moment to what is written of them; the last answer is kept.
+class Certifier:
+    """From the weights of a moment to the certified ones that are written of them; the last answer is kept.
 
     Validation and the checkpoints of the same moment ask for the same weights: they get the same answer.
 
@@ -52,16 +52,16 @@ class Author:
         max_lipschitz: the bound that whatever is written meets; None to certify the weights as they are.
     """
 
-    def __init__(self, weights: ConstrainedWeights, max_lipschitz: float | None) -> None:
+    def __init__(self, weights: BoundedWeights, max_lipschitz: float | None) -> None:
         self._weights = weights
         self._max_lipschitz = max_lipschitz
         self._given: dict[str, Tensor] = {}
-        self._answer: Written | None = None
+        self._answer: CertifiedWeights | None = None
         #: multipliers that training has at hand, for slopes widened to contain zero; their rho is the bound squared
         self.hint: Callable[[], Multipliers | None] = lambda: None
 
-    def __call__(self, tensors: Tensors) -> Written:
-        """Written for these tensors of the submodule.
+    def __call__(self, tensors: Tensors) -> CertifiedWeights:
+        """What is written of these tensors of the submodule.
 
         Raises:
             NonFiniteError: weights that are NaN or infinite.
@@ -73,48 +73,47 @@ class Author:
         self.keep(tensors, answer)
         return answer
 
-    def _holds(self, tensors: Tensors, answer: Written) -> bool:
+    def _holds(self, tensors: Tensors, answer: CertifiedWeights) -> bool:
         """Whether the model is still the one that the answer is of."""
         return self._weights.network({**tensors, **answer.tensors}).digest == answer.certificate.network_digest
 
-    def keep(self, tensors: Tensors, answer: Written) -> None:
+    def keep(self, tensors: Tensors, answer: CertifiedWeights) -> None:
         """Take an answer that another process found."""
         self._given = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         self._answer = answer
 
     @torch.no_grad()
-    def _write(self, tensors: Tensors) -> Written:
+    def _write(self, tensors: Tensors) -> CertifiedWeights:
         """By the multipliers of training if they are there and will do, for that is cheap; else by a search."""
         network, multipliers = self._weights.network(tensors), None if self._weights.renewed else self.hint()
         if self._max_lipschitz is None or multipliers is None:
             return self._search(tensors, network)
         proved = _prove(network, multipliers)
         if proved is not None:
-            return Written({}, proved)
+            return CertifiedWeights({}, proved)
         return self._nearby(tensors, network, multipliers) or self._search(tensors, network)
 
-    def _nearby(self, tensors: Tensors, network: Network, multipliers: Multipliers) -> Written | None:
+    def _nearby(self, tensors: Tensors, network: Network, multipliers: Multipliers) -> CertifiedWeights | None:
         """Projected on the set of these multipliers, unless that is far: others would then cost less."""
-        store = Store(self._weights.linear, tensors)
-        given = self._weights.linear.read(tensors)
-        found = self._weights.linear.nearby(given, network, multipliers, store, _NEAR)
+        stored, store = self._weights.stored, Store(self._weights.stored, tensors)
+        found = stored.nearby(stored.read(tensors), network, multipliers, store, _NEAR)
         return None if found is None else self._checked(tensors, store.stored, found.certificate)
 
-    def _search(self, tensors: Tensors, network: Network) -> Written:
+    def _search(self, tensors: Tensors, network: Network) -> CertifiedWeights:
         # no warm start: what is found depends on the weights alone, and a resumed run finds the same
         certificate = api.certify(network, rtol=_RTOL, throw=False)
         limit = self._max_lipschitz
         if limit is None or certificate.upper_bound <= limit:
-            return Written({}, certificate)
-        linear, store = self._weights.linear, Store(self._weights.linear, tensors)
+            return CertifiedWeights({}, certificate)
+        stored, store = self._weights.stored, Store(self._weights.stored, tensors)
         start = certificate.state
-        found = linear.nearest(linear.read(tensors), network, limit, store, max_rounds=_ROUNDS, warm_start=start)
+        found = stored.nearest(stored.read(tensors), network, limit, store, max_rounds=_ROUNDS, warm_start=start)
         return self._checked(tensors, store.stored, found.certificate)
 
-    def _checked(self, tensors: Tensors, stored: dict[str, Tensor], certificate: Certificate) -> Written:
+    def _checked(self, tensors: Tensors, stored: dict[str, Tensor], certificate: Certificate) -> CertifiedWeights:
         if self._weights.network({**tensors, **stored}).digest != certificate.network_digest:
             raise LipschitzError("the projected weights do not read back as they were certified; please report this.")
-        return Written(stored, certificate)
+        return CertifiedWeights(stored, certificate)
 
 
 def _prove(network: Network, multipliers: Multipliers) -> Certificate | None:
