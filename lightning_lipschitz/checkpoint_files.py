@@ -133,7 +133,7 @@ def prove_checkpoint(
 
 
 def certificates_of(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Certificate]:
-    """Those stamped on it, by their keys; at least one.
+    """Certificates in a checkpoint, by their keys; at least one.
 
     Raises:
         CertificateError: there is none.
@@ -175,7 +175,7 @@ def _networks(
 
 
 def _matrices(state: Mapping[Any, Any], limit: int) -> Iterator[tuple[str, Array]]:
-    """Those that a certificate can be of; whether it is, its digest says."""
+    """Matrices that a certificate can be of; whether it is, its digest says."""
     tensors = {
         name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, torch.Tensor)
     }

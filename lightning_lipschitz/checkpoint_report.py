@@ -105,7 +105,7 @@ def report_checkpoint(
 
 
 def _name(path: str | os.PathLike[str]) -> str:
-    """As it can be printed: the bytes of a name need not be letters."""
+    """The file's name as it can be printed: the bytes of a name need not be letters."""
     return os.fsencode(Path(path).name).decode("utf-8", "replace")
 
 

@@ -18,7 +18,7 @@ from lightning_lipschitz.callbacks._metric_keys import choose_prefix
 from lightning_lipschitz.callbacks._part_callback import PartCallback
 from lightning_lipschitz.callbacks._saved_weights import bounding_callbacks
 from lightning_lipschitz.callbacks._shared_memory import refuse_overlap
-from lightning_lipschitz.certificate import Certificate
+from lightning_lipschitz.certificate import Certificate, Multipliers
 from lightning_lipschitz.extraction import Input, Output
 from lightning_lipschitz.lightning_tools.log import MetricLog
 from lightning_lipschitz.lightning_tools.ranks import Ranks, refuse_sharded
@@ -34,7 +34,6 @@ class Fit:
     """What belongs to one fit and is never copied or saved."""
 
     weights: BoundedWeights
-    certifier: Certifier
     ranks: Ranks
     export: CertifiedExport
     seconds: float = 0.0
@@ -80,10 +79,14 @@ class BoundedTraining(PartCallback):
         self._log = MetricLog(prefix, self.prog_bar)
         ranks = Ranks(trainer)
         weights = BoundedWeights(Choice.of(self), owner, self.max_lipschitz, ranks.many)
-        certifier = Certifier(weights, self.max_lipschitz)
+        certifier = Certifier(weights, self.max_lipschitz, self._hint(weights))
         export = CertifiedExport(trainer, weights, certifier, ranks, prefix)
         export.install(trainer, pl_module)
-        self._fit, self._guard, self._submodule = Fit(weights, certifier, ranks, export), export, weights.submodule
+        self._fit, self._guard, self._submodule = Fit(weights, ranks, export), export, weights.submodule
+
+    def _hint(self, weights: BoundedWeights) -> Callable[[], Multipliers | None]:
+        """Source of multipliers that training has at hand, in the fit and after it; see :class:`.Certifier`."""
+        raise NotImplementedError
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._fit is None:

@@ -40,7 +40,7 @@ class ValidationAccuracy:
         self._certified_part: nn.Module | None = None
 
     def start(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate | None) -> None:
-        """Before the batches: the constant of the weights as they are, or None where there is none of them."""
+        """Begin a validation, with the certificate of the weights as they are, or None where there is none of them."""
         self._stop()
         if certificate is not None and (self._radii or self.keeps) and self.trouble is None:
             self._certified = _fingerprint(saved_model(trainer, pl_module), bounded_names(trainer))
@@ -53,7 +53,7 @@ class ValidationAccuracy:
         self._certified_part = None
 
     def see(self, trainer: Trainer, pl_module: LightningModule, batch: Any, submodule: Submodule) -> None:
-        """A batch ``(x, y)``. What cannot be read that way is warned of, once, and counted as nothing.
+        """Count a batch ``(x, y)``. What cannot be read that way is warned of, once, and counted as nothing.
 
         Args:
             submodule: finds the certified part in a model.
@@ -94,7 +94,7 @@ class ValidationAccuracy:
         raise RuntimeError("the weights have changed since they were certified.")
 
     def log(self, pl_module: LightningModule, prefix: str) -> None:
-        """After the batches: ``<prefix>/certified_accuracy_<radius>``, all ranks weighted by their inputs."""
+        """Log ``<prefix>/certified_accuracy_<radius>`` after the batches, all ranks weighted by their inputs."""
         for radius, metric in self._metrics.items():
             total = int(metric.total)
             if total:

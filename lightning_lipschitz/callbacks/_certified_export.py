@@ -61,7 +61,7 @@ class CertifiedExport:
 
     @contextmanager
     def around_save(self, model: LightningModule) -> Iterator[None]:
-        """While the Trainer saves this module, in a fit or not."""
+        """Stand there while the Trainer saves this module, in a fit or not."""
         try:
             with self._gates.around_save(model):
                 yield
@@ -164,7 +164,7 @@ class CertifiedExport:
 
 
 def _undisturbed(work: Callable[[], T]) -> T:
-    """With the global random streams as they were before, and where tensors can be differentiated: somebody may save in
-    the middle of ``trainer.validate``."""
+    """``work()``, with the global random streams as they were before, and where tensors can be differentiated: somebody
+    may save in the middle of ``trainer.validate``."""
     with isolate_rng(include_cuda=torch.cuda.is_initialized()), torch.inference_mode(False):  # type: ignore[no-untyped-call]
         return work()

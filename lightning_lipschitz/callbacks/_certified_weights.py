@@ -38,27 +38,29 @@ class CertifiedWeights:
     certificate: Certificate
 
     def cpu(self) -> CertifiedWeights:
-        """Such as can be sent to another process."""
+        """These on the CPU, to be sent to another process."""
         return CertifiedWeights({name: t.cpu() for name, t in self.tensors.items()}, self.certificate)
 
 
 class Certifier:
-    """From the weights of a moment to the certified ones that are written of them; the last answer is kept.
+    """Finds the certified weights that are written of those of a moment; keeps the last answer.
 
     Validation and the checkpoints of the same moment ask for the same weights: they get the same answer.
 
     Args:
         weights: the submodule.
         max_lipschitz: the bound that whatever is written meets; None to certify the weights as they are.
+        hint: gives multipliers that training has at hand, for slopes widened to contain zero; their rho is the bound
+            squared.
     """
 
-    def __init__(self, weights: BoundedWeights, max_lipschitz: float | None) -> None:
+    def __init__(
+        self, weights: BoundedWeights, max_lipschitz: float | None, hint: Callable[[], Multipliers | None]
+    ) -> None:
         self._weights = weights
-        self._max_lipschitz = max_lipschitz
+        self._max_lipschitz, self._hint = max_lipschitz, hint
         self._given: dict[str, Tensor] = {}
         self._answer: CertifiedWeights | None = None
-        #: multipliers that training has at hand, for slopes widened to contain zero; their rho is the bound squared
-        self.hint: Callable[[], Multipliers | None] = lambda: None
 
     def __call__(self, tensors: Tensors) -> CertifiedWeights:
         """What is written of these tensors of the submodule.
@@ -84,8 +86,8 @@ class Certifier:
 
     @torch.no_grad()
     def _write(self, tensors: Tensors) -> CertifiedWeights:
-        """By the multipliers of training if they are there and will do, for that is cheap; else by a search."""
-        network, multipliers = self._weights.network(tensors), None if self._weights.renewed else self.hint()
+        """Use the multipliers of training if they are there and will do, for that is cheap; else search."""
+        network, multipliers = self._weights.network(tensors), None if self._weights.renewed else self._hint()
         if self._max_lipschitz is None or multipliers is None:
             return self._search(tensors, network)
         proved = _prove(network, multipliers)

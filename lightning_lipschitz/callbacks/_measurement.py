@@ -75,7 +75,7 @@ class Measurement:
         return cls(HistoryEntry(*at, math.inf, None, None, 0.0, False, "none"), None, trouble)
 
     def warnings(self, limit: float | None) -> dict[str, str]:
-        """By subject, what went wrong, and a bound above the one that was asked for."""
+        """What went wrong, and a bound above the one that was asked for: sentences by subject."""
         entry, found = self.entry, {}
         where = f"epoch {entry.epoch}, step {entry.global_step}:"
         if self.trouble is not None:
@@ -87,7 +87,7 @@ class Measurement:
         return found
 
     def without_state(self) -> Measurement:
-        """Without what only the next solve on this machine can use."""
+        """This without what only the next solve on this machine can use."""
         return replace(self, certificate=self.certificate and replace(self.certificate, state=None))
 
 

@@ -184,12 +184,12 @@ class MonitoredFit:
         )
 
     def _once(self, work: Callable[[], T]) -> T | Failure:
-        """On rank 0, and with the global random streams as they were before."""
+        """What ``work()`` returns on rank 0; the global random streams stay as they were before."""
         with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
             return self._ranks.once(work)
 
     def close(self) -> None:
-        """After a fit that went well: nothing of the model is kept."""
+        """Keep nothing of the model, after a fit that went well."""
         self.submodule.rest()
         self._warm_start, self._closed = None, True
         self._ranks.close()

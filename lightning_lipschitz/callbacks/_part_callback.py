@@ -71,6 +71,6 @@ class PartCallback(Callback):
             self._submodule.hold(state_dict.get("held"))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what points into the run: the Trainer's methods, the trace, the gates, the process group."""
+        """Attributes that do not point into the run: no methods of the Trainer, trace, gates or process group."""
         run = {"_fit": None, "_guard": None, "_submodule": None, "_held": self._known_held()}
         return {name: value for name, value in (self.__dict__ | run).items() if name not in ("log", "log_dict")}

@@ -1,4 +1,4 @@
-"""The report at the end of a fit: one page, and its figures for loggers that take figures. Rank 0 only."""
+"""The HTML report at the end of a fit: one page, and its figures for loggers that take figures. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def write_report(
 
 
 def _with_predictions(subject: Subject, accuracy: ValidationAccuracy, processes: int) -> Subject:
-    """With the predictions of the last validation, if they are of the network that is reported."""
+    """The subject with the predictions of the last validation, if they are of the network that is reported."""
     found = accuracy.predictions
     if found is not None and found.digest == subject.certificate.network_digest:
         share = f" of one of {processes} processes" if processes > 1 else ""
@@ -88,7 +88,7 @@ def _no_predictions(subject: Subject, accuracy: ValidationAccuracy) -> str:
 
 
 def _log_figures(trainer: Trainer, content: Content) -> None:
-    """To every logger with an ``add_figure``, as TensorBoard's."""
+    """Hand the figures to every logger with an ``add_figure``, as TensorBoard's."""
     experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
     takers = [getattr(experiment, "add_figure", None) for experiment in experiments]
     for add_figure in filter(callable, takers):

@@ -243,7 +243,7 @@ def _follow(part: nn.Module) -> None:
 
 
 def _in_file(state: Mapping[str, Tensor], name: str) -> Tensor | None:
-    """The tensor of that name; those of a pruned weight too where it is there as it is used: ModelPruning saves it so."""
+    """The tensor of that name. A pruned weight may be there as it is used, which is what ModelPruning saves."""
     if name in state or not name.endswith(("_orig", "_mask")):
         return state.get(name)
     weight = state.get(name[:-5])

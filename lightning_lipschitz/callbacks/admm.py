@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_lipschitz._lightning import LightningModule, Trainer
 from lightning_lipschitz.callbacks._bounded_training import BoundedTraining, Fit, gradient_scale
+from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights
 from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction import Input, Output
@@ -150,13 +152,8 @@ class LipschitzADMM(BoundedTraining):
 
     # Hooks
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit" and self._fit is not None:
-            self._fit.certifier.hint = self._multipliers
-
-    def _multipliers(self) -> Multipliers | None:
-        return None if self._consensus is None else self._consensus.multipliers
+    def _hint(self, weights: BoundedWeights) -> Callable[[], Multipliers | None]:
+        return lambda: None if self._consensus is None else self._consensus.multipliers
 
     def _forget(self) -> None:
         self._consensus = None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
 
 from lightning_lipschitz._lightning import LightningModule, Trainer
 from lightning_lipschitz.callbacks._bounded_training import BoundedTraining, Fit, gradient_scale
+from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights
 from lightning_lipschitz.callbacks._interior_path import InteriorPath
+from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.extraction import Input, Output
 from lightning_lipschitz.lightning_tools.arguments import require_positive
 from lightning_lipschitz.lightning_tools.ranks import Failure
@@ -101,11 +104,9 @@ class LipschitzBarrier(BoundedTraining):
 
     # Hooks
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit" and self._fit is not None:
-            self._path = InteriorPath(self._fit.weights, self.max_lipschitz)
-            self._fit.certifier.hint = self._path.multipliers
+    def _hint(self, weights: BoundedWeights) -> Callable[[], Multipliers | None]:
+        self._path = InteriorPath(weights, self.max_lipschitz)
+        return self._path.multipliers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path = self._path

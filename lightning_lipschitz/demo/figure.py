@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from lightning_lipschitz.demo.rounded import up
 from lightning_lipschitz.demo.training import MAX_LIPSCHITZ, RADII, Epoch, Trained
 from lightning_lipschitz.errors import MissingExtraError
+from lightning_lipschitz.report.numbers import hundredths_up
 
 # Okabe and Ito, "Color universal design", 2008; the dashes tell the lines apart without colour.
 COLOURS = {"plain": "#000000", "CLIP": "#0072b2", "ADMM": "#d55e00"}
@@ -68,7 +68,9 @@ def _draw_accuracy(axes: Any, outcomes: Sequence[Trained]) -> None:
     for outcome in outcomes:
         accuracy = [100 * outcome.certified_accuracy(radius) for radius in radii]
         held = f" held to {MAX_LIPSCHITZ:g}" if outcome.name == "ADMM" else ""
-        bound = f"{outcome.name}{held}: L ≤ {up(outcome.certificate.upper_bound)}, {outcome.accuracy:.1%} right"
+        bound = (
+            f"{outcome.name}{held}: L ≤ {hundredths_up(outcome.certificate.upper_bound)}, {outcome.accuracy:.1%} right"
+        )
         axes.plot(radii, accuracy, label=bound, **_line(outcome))
     for radius in RADII:
         axes.axvline(radius, color=_GREY, linewidth=0.8)

@@ -135,7 +135,7 @@ def _fit(model: Classifier, data: Digits, epochs: int, callbacks: list[Callback]
 
 
 def _measured(name: str, model: Classifier, data: Digits, seconds: float, history: tuple[float, ...]) -> Trained:
-    """In float64, so that radii are those of the weights and not of rounding."""
+    """What is measured of a training; in float64, so that radii are those of the weights and not of rounding."""
     x, y = data.test[0].double(), data.test[1]
     model.eval().double()
     pairs = pairwise_bounds(model, refine=False)

@@ -117,7 +117,7 @@ class InputCapture:
         self.disarm()
 
     def take_from_batch(self, batch: Any, module: nn.Module) -> bool:
-        """For a forward that the training step never calls: the batch's tensor, or its first as in ``(x, y)``."""
+        """Take the batch's tensor, or its first as in ``(x, y)``, for a forward that the training step never calls."""
         first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if isinstance(first, Tensor):
             self.take((first,), module)
@@ -152,7 +152,7 @@ def first_samples(arguments: Any, rows: int, like: Any = None) -> Any:
 
 
 def plain(arguments: Arguments | None, chosen: Any) -> Arguments | None:
-    """As a checkpoint can hold them: a few samples, and only tensors, on the CPU, and plain values; None where there
+    """The arguments as a checkpoint can hold them: a few samples, tensors on the CPU and plain values; None where there
     are others.
 
     Args:

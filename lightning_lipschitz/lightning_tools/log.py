@@ -34,7 +34,7 @@ class MetricLog:
         self._prog_bar, self._shown = prog_bar, shown
 
     def log(self, trainer: Trainer, pl_module: LightningModule, values: Mapping[str, float]) -> None:
-        """Through ``self.log``, so that checkpoints, early stopping and loggers find it beside ``val_loss``.
+        """Log through ``self.log``, so that checkpoints, early stopping and loggers find it beside ``val_loss``.
 
         Args:
             values: by the last part of their keys.
@@ -58,7 +58,7 @@ class MetricLog:
                 )
 
     def log_at_end(self, trainer: Trainer, values: Mapping[str, float]) -> None:
-        """After the last epoch, where ``self.log`` is forbidden: at the step of what the last epoch logged."""
+        """Log after the last epoch, where ``self.log`` is forbidden, at the step of what that epoch logged."""
         metrics = {f"{self.prefix}/{name}": value for name, value in values.items()}
         step = max(trainer.fit_loop.epoch_loop._batches_that_stepped - 1, 0)
         for logger in trainer.loggers:

@@ -132,7 +132,7 @@ class Gates:
 
     @contextmanager
     def around_save(self, module: LightningModule) -> Iterator[None]:
-        """While the Trainer saves the module, in a fit or not: outside of what others have put there since."""
+        """Stand outside of what others have put there since, while the Trainer saves the module, in a fit or not."""
         outermost = SaveGate(module, self._on_save)
         outermost.install()
         for gate in self._installed:

@@ -102,7 +102,7 @@ NAMES = tuple(field.name for field in fields(ClipConfig))
 
 
 def configured(module: Any) -> ClipConfig:
-    """From ``clip_...`` attributes of the module or its classes, and on top of them ``configure_clip()``.
+    """Settings in ``clip_...`` attributes of the module or its classes, and on top of them ``configure_clip()``.
 
     Raises:
         MisconfigurationException: a name that is no setting, or a value out of range.

@@ -72,14 +72,10 @@ class Regulariser:
             function, pairs.chosen(turn), p_in=config.p_in, p_out=config.p_out, within=config.within
         )
         self._next = (self._next + few) % count
-        if few == count:
-            order = turn.argsort()
-            self._pairs, self._values = climbed.chosen(order), values[order]
-        else:
-            known = pairs.u.new_zeros(count) if self._values is None else self._values.to(pairs.u)
-            parts = zip((pairs.u, pairs.v, pairs.step), (climbed.u, climbed.v, climbed.step), strict=True)
-            self._pairs = Pairs(*(old.index_copy(0, turn, new) for old, new in parts))
-            self._values = known.index_copy(0, turn, values)
+        known = pairs.u.new_zeros(count) if self._values is None else self._values.to(pairs.u)
+        parts = zip((pairs.u, pairs.v, pairs.step), (climbed.u, climbed.v, climbed.step), strict=True)
+        self._pairs = Pairs(*(old.index_copy(0, turn, new) for old, new in parts))
+        self._values = known.index_copy(0, turn, values)
         return self._pairs, self._values
 
     def _current(self, inputs: Tensor, like: Tensor, step: int) -> Pairs:

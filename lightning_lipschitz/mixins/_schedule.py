@@ -69,7 +69,7 @@ class ClipSchedule(Callback):
         self._restored = state_dict or None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what Lightning hangs on to callbacks."""
+        """The attributes without what Lightning hangs on to callbacks."""
         return {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
 
 
@@ -100,7 +100,7 @@ def adapt(regulariser: Regulariser, trainer: Trainer) -> None:
 
 
 def _mean_over_ranks(trainer: Trainer, metric: str) -> float | None:
-    """None where any process lacks it; a collective, so that no process raises alone and leaves the others waiting."""
+    """The metric's mean; None where any process lacks it, so that no process raises alone and leaves others waiting."""
     value = trainer.callback_metrics.get(metric)
     here = torch.tensor(
         [0.0 if value is None else float(value), float(value is None)], device=trainer.strategy.root_device

@@ -117,7 +117,7 @@ def _lower_bound(subject: Subject, layers: Sequence[LayerBound]) -> float | None
 
 
 def versions() -> dict[str, str]:
-    """Of everything that took part."""
+    """Versions of everything that took part."""
     found = {"Python": platform.python_version()}
     for name in ("lightning-lipschitz", "torch", "pytorch-lightning", "lightning", "numpy", "scipy"):
         try:

@@ -35,7 +35,7 @@ class Picture:
 
 
 def require_libraries() -> None:
-    """Before long work starts.
+    """Refuse to begin where jinja2 or matplotlib is missing, before long work starts.
 
     Raises:
         MissingExtraError: jinja2 or matplotlib is not installed.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lipschitz._lightning import isolate_rng
-from lightning_lipschitz.extraction.undisturbed import undisturbed
+from lightning_lipschitz.extraction.undisturbed import computes_in, undisturbed
 from lightning_lipschitz.functional.robustness import certified_radius, margins
 from lightning_lipschitz.network import Array
 
@@ -71,8 +71,7 @@ def predict(module: nn.Module, x: Tensor) -> Tensor:
         TypeError: the output is no tensor of shape (batch,) or (batch, classes).
     """
     with isolate_rng(include_cuda=x.is_cuda), undisturbed(module):
-        parameter = next((p for p in module.parameters() if p.is_floating_point()), x)
-        logits = module(x.to(parameter.dtype) if x.is_floating_point() else x)
+        logits = module(x.to(computes_in(module, x).dtype) if x.is_floating_point() else x)
     if not isinstance(logits, Tensor) or logits.ndim > 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise TypeError(f"the output is {found}.")

@@ -244,7 +244,7 @@ def watched(callback, seen):
 
     def hook(trainer, pl_module):
         before(trainer, pl_module)
-        seen.append(set(callback.constrained_names()))
+        seen.append(set(callback.bounded_names()))
 
     return hook
 
