@@ -20,7 +20,7 @@ from lightning_lipschitz.callbacks._saved_weights import bounding_callbacks
 from lightning_lipschitz.callbacks._shared_memory import refuse_overlap
 from lightning_lipschitz.certificate import Certificate, Multipliers
 from lightning_lipschitz.extraction import Input, Output
-from lightning_lipschitz.lightning_tools.log import MetricLog
+from lightning_lipschitz.lightning_tools.log import MetricLog, validates_training
 from lightning_lipschitz.lightning_tools.ranks import Ranks, refuse_sharded
 from lightning_lipschitz.lightning_tools.submodule import Choice
 
@@ -127,7 +127,7 @@ class BoundedTraining(PartCallback):
         return fit.weights.traced or fit.weights.hear(pl_module, fit.batch)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._fit is not None and self._fit.weights.traced and _validates_training(trainer):
+        if self._fit is not None and self._fit.weights.traced and validates_training(trainer):
             self._certify(self._fit, trainer, pl_module)
 
     def on_validation_batch_start(self, *_: Any, **__: Any) -> None:
@@ -221,10 +221,6 @@ def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> float:
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return 1.0
     return float(scaler.get_scale())
-
-
-def _validates_training(trainer: Trainer) -> bool:
-    return trainer.state.fn == "fit" and not trainer.sanity_checking
 
 
 def _refuse_closures(optimizer: Optimizer, owner: str) -> None:

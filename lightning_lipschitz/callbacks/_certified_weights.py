@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_lipschitz import api
 from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights, Tensors
-from lightning_lipschitz.certificate import Certificate, Multipliers, prove
-from lightning_lipschitz.certificate.verify import SIGNING_MARGIN
+from lightning_lipschitz.certificate import Certificate, Multipliers
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.network import Network
-from lightning_lipschitz.projection.multipliers import narrowed
-from lightning_lipschitz.projection.nearest import signed
+from lightning_lipschitz.projection.at_hand import certificate_by
 from lightning_lipschitz.projection.stored import Store
 
 _RTOL = 1e-4  # of the certified bound, where it is searched for
 _ROUNDS = 3  # of the projection, where it goes far
 _NEAR = 0.1  # relative distance up to which the multipliers of training will do
-_HALVINGS = 7  # of the squared bound that they prove
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +86,7 @@ class Certifier:
         network, multipliers = self._weights.network(tensors), None if self._weights.renewed else self._hint()
         if self._max_lipschitz is None or multipliers is None:
             return self._search(tensors, network)
-        proved = _prove(network, multipliers)
+        proved = certificate_by(network, multipliers)
         if proved is not None:
             return CertifiedWeights({}, proved)
         return self._nearby(tensors, network, multipliers) or self._search(tensors, network)
@@ -116,24 +112,6 @@ class Certifier:
         if self._weights.network({**tensors, **stored}).digest != certificate.network_digest:
             raise LipschitzError("the projected weights do not read back as they were certified; please report this.")
         return CertifiedWeights(stored, certificate)
-
-
-def _prove(network: Network, multipliers: Multipliers) -> Certificate | None:
-    """The least bound, to half a per cent, that these multipliers prove of the weights as they are, if any."""
-    start = time.perf_counter()
-    proof = narrowed(network, multipliers)
-    bound = prove(network, proof, SIGNING_MARGIN)
-    if bound is None:
-        return None
-    low, high = 0.0, proof.rho
-    for _ in range(_HALVINGS):
-        middle = replace(proof, rho=0.5 * (low + high))
-        lower = prove(network, middle, SIGNING_MARGIN)
-        if lower is None:
-            low = middle.rho
-        else:
-            high, bound, proof = middle.rho, lower, middle
-    return signed(network, proof, bound, time.perf_counter() - start)
 
 
 def _same(one: Tensors, other: Tensors) -> bool:

@@ -27,7 +27,7 @@ from lightning_lipschitz.lightning_tools.arguments import (
     require_positive,
     require_radii,
 )
-from lightning_lipschitz.lightning_tools.log import MetricLog, attached
+from lightning_lipschitz.lightning_tools.log import MetricLog, attached, validates_training
 from lightning_lipschitz.lightning_tools.saving import Gates
 from lightning_lipschitz.lightning_tools.submodule import Choice
 from lightning_lipschitz.report import Subject
@@ -187,7 +187,7 @@ class LipschitzCallback(PartCallback):
             self._fit.hear(trainer, pl_module, batch)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if validates_training(trainer):
             self._measure_if_due(trainer, pl_module)
             fresh = self._fit is not None and self._fit.is_measured(trainer)
             self._accuracy.start(trainer, pl_module, self.certificate if fresh else None)

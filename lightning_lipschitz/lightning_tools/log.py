@@ -20,6 +20,11 @@ def attached(pl_module: LightningModule, trainer: Trainer) -> Iterator[None]:
         pl_module._trainer = last
 
 
+def validates_training(trainer: Trainer) -> bool:
+    """Whether the validation that begins is one of a fit, and not the sanity check."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
 class MetricLog:
     """Metrics of one callback in one fit.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from lightning_lipschitz._lightning import Callback, LightningModule, MisconfigurationException, Trainer
-from lightning_lipschitz.lightning_tools.log import MetricLog
+from lightning_lipschitz.lightning_tools.log import MetricLog, validates_training
 from lightning_lipschitz.mixins._regulariser import Regulariser
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ClipSchedule(Callback):
         self._restored = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if validates_training(trainer):
             self._log(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

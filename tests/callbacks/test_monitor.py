@@ -326,7 +326,7 @@ def test_a_lower_bound_that_fails_costs_only_itself(fit, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no pair")
 
-    monkeypatch.setattr("lightning_lipschitz.callbacks._submodule.steepest_pair", broken)
+    monkeypatch.setattr("lightning_lipschitz.callbacks._submodule.sampled_slope", broken)
     callback = LipschitzCallback(method="closed-form")
     with pytest.warns(UserWarning, match="no lower bound was sampled: RuntimeError: no pair"):
         trainer = fit(Classifier(), callback)
