@@ -67,7 +67,7 @@ def stamped_certificates(checkpoint: Mapping[str, Any]) -> dict[str, Certificate
     """The certificates in a checkpoint by their keys: "lipschitz", "admm", "barrier", or these with a submodule's name.
 
     Args:
-        checkpoint: as ``torch.load`` returns it.
+        checkpoint: what ``torch.load`` returned.
 
     Raises:
         CertificateError: one of them is damaged.
@@ -90,7 +90,7 @@ class Proved:
         key: where in the checkpoint it stands, such as "lipschitz" or "admm".
         module: dotted name of the submodule whose matrices it speaks about, "" for all of them.
         certificate: the certificate.
-        network: that it was proved of.
+        network: the network that it was proved of.
     """
 
     key: str
@@ -113,9 +113,9 @@ def prove_checkpoint(
     models need the module: ``ll.verify(stamped_certificates(torch.load(path))["lipschitz"], module, inputs)``.
 
     Args:
-        path: of a Lightning checkpoint; nothing is unpickled but tensors and plain values.
+        path: a Lightning checkpoint; nothing is unpickled but tensors and plain values.
         slopes: (alpha, beta) of the activations.
-        key: of the only one to prove.
+        key: name of the only one to prove.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -57,12 +57,12 @@ def report_checkpoint(
     the class also other models, and with data lower bounds of the parts, certified accuracy and the pairs of classes.
 
     Args:
-        path: of a Lightning checkpoint that was written under one of the callbacks.
-        output: of the page.
+        path: a Lightning checkpoint that was written under one of the callbacks.
+        output: file for the page.
         model: the LightningModule's class, or "package.module:Class"; its ``load_from_checkpoint`` is called.
         data: batches ``(x, y)`` of inputs of the certified module and class numbers; a LightningDataModule with a
             ``val_dataloader``; a function or class that makes one of them; or "package.module:name" of any of these.
-        key: of the certificate in the checkpoint; by default "lipschitz", or the first one.
+        key: name of the certificate in the checkpoint; by default "lipschitz", or the first one.
         module: dotted name of the submodule that the certificate speaks about, for files that do not say it.
         pairs: whether to bound all differences of two outputs, with a search for each; None for one search for all,
             where there are data and it is cheap.

@@ -30,16 +30,16 @@ T = TypeVar("T")
 
 
 class CertifiedExport:
-    """Made and installed in ``setup("fit")`` by every rank.
+    """Puts certified weights into whatever leaves a fit. To be made and installed in ``setup("fit")`` by every rank.
 
     It outlives the fit: what the Trainer saves afterwards meets the bound as well.
 
     Args:
-        trainer: of the fit.
-        weights: that are held to the bound.
+        trainer: whose fit it is.
+        weights: those that are held to the bound.
         certifier: finds what is written of them.
-        ranks: of the fit.
-        key: of the certificate, and of the training weights, in a checkpoint.
+        ranks: the processes of the fit.
+        key: name in a checkpoint of the certificate and the training weights.
     """
 
     def __init__(self, trainer: Trainer, weights: BoundedWeights, certifier: Certifier, ranks: Ranks, key: str) -> None:
@@ -72,7 +72,7 @@ class CertifiedExport:
     # Checkpoints
 
     def _on_save(self, model: LightningModule, checkpoint: Checkpoint) -> None:
-        """No collective here: a rank may save alone, in an exception."""
+        """Write certified weights into a file. No collective here: a rank may save alone, in an exception."""
         trainer = self._trainer()
         if trainer is None or not trainer.is_global_zero or Saver.of(trainer).verbatim:
             return
@@ -106,7 +106,7 @@ class CertifiedExport:
             )
 
     def _on_load(self, model: LightningModule, checkpoint: Checkpoint) -> None:
-        """What training goes on from; for another Trainer, which tests a file while the fit runs, the file counts."""
+        """Give back the training weights; to another Trainer, which tests a file while the fit runs, those of the file."""
         trainer = self._trainer()
         if trainer is not None and trainer._checkpoint_connector._loaded_checkpoint is checkpoint:
             checkpoint["state_dict"].update(checkpoint.get(self.key, {}).get(TRAINING, {}))
@@ -120,7 +120,7 @@ class CertifiedExport:
         return self._validated.certificate.at(trainer.current_epoch, trainer.global_step)
 
     def before_batch(self) -> None:
-        """The weights of the file, whatever model is being validated: weight averaging has put its own in place."""
+        """Put the weights of the file where they are validated, whatever weight averaging has put there."""
         if self._validated is not None:
             self._swap.put(self._weights.parameters, self._validated.tensors)
 
@@ -151,7 +151,7 @@ class CertifiedExport:
         return written.certificate.at(trainer.current_epoch, trainer.global_step)
 
     def _agreed(self, root: nn.Module) -> CertifiedWeights:
-        """Rank 0 works, all ranks know."""
+        """What is written of the weights of ``root``: rank 0 works, all ranks know."""
         tensors = self._weights.of(root)
         outcome = _undisturbed(lambda: self._ranks.once(lambda: self._sendable(self._certifier(tensors))))
         if isinstance(outcome, Failure):

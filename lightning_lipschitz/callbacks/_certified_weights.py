@@ -27,7 +27,7 @@ class CertifiedWeights:
 
     Attributes:
         tensors: the parameters of the submodule that differ from those in training, by their name there.
-        certificate: of the submodule with these.
+        certificate: certificate of the submodule with these.
     """
 
     tensors: dict[str, Tensor]

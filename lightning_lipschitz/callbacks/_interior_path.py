@@ -25,8 +25,8 @@ class InteriorPath:
     """Weights of one fit on their way through the interior, on one rank; every rank walks the same.
 
     Args:
-        weights: in training, traced.
-        max_lipschitz: L.
+        weights: those in training, traced.
+        max_lipschitz: the bound L.
     """
 
     def __init__(self, weights: BoundedWeights, max_lipschitz: float) -> None:

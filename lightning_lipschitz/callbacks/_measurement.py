@@ -36,14 +36,14 @@ class HistoryEntry:
     """One entry of ``callback.history``.
 
     Attributes:
-        epoch: of the run, from 0.
+        epoch: number of the epoch, from 0.
         global_step: optimizer steps taken.
         upper_bound: certified; infinite where nothing can be, as with weights that are NaN.
         lower_bound: sampled; None if switched off or not possible.
         relative_gap: duality gap of the solver's answer, None where the method has none.
         seconds: wall time of the whole measurement.
         solver_ok: whether the method reached its goal; the bound is valid either way.
-        method: that gave the bound.
+        method: method that gave the bound.
     """
 
     epoch: int
@@ -106,7 +106,7 @@ def measure(
     Args:
         read: gives the network as it is now.
         sample: gives the lower bound, in so many seconds: what the limit leaves, or as long as the upper bound took.
-        settings: of the certification.
+        settings: what the certification is asked for.
         warm_start: the last certificate of the same network.
         at: (epoch, global_step).
     """

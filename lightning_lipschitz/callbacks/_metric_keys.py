@@ -27,7 +27,7 @@ def choose_prefix(mine: Any, trainer: Trainer, base: str) -> str:
     Args:
         mine: one of the Trainer's callbacks. The Trainer refuses two of its kind on the same part.
         trainer: whose callbacks are asked, in order.
-        base: of this kind of callback.
+        base: prefix of this kind of callback.
     """
     siblings = [callback for callback in trainer.callbacks if isinstance(callback, type(mine))]  # type: ignore[attr-defined]
     names = [Choice.of(callback).label for callback in siblings]

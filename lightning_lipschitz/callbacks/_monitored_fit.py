@@ -29,12 +29,12 @@ _OWNER = "LipschitzCallback"
 
 
 class MonitoredFit:
-    """Made in ``setup("fit")`` by every rank; every method has to be called by every rank.
+    """Measures one submodule during one fit. To be made in ``setup("fit")``; all ranks have to call every method.
 
     Args:
-        trainer: of the fit.
+        trainer: whose fit it is.
         choice: the callback's ``module``, ``input`` and ``output``.
-        settings: of every measurement.
+        settings: those of every measurement.
 
     Raises:
         MisconfigurationException: the strategy shards parameters.

@@ -53,10 +53,10 @@ def write_report(
     """Write the page and hand its figures to the loggers. What fails is warned of: the model is trained already.
 
     Args:
-        trainer: of the fit that ends.
-        path: of the page.
+        trainer: the Trainer whose fit ends.
+        path: file for the page.
         subject: makes what the report is about.
-        accuracy: of the last validation.
+        accuracy: predictions of the last validation.
     """
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return

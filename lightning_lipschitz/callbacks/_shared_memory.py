@@ -17,8 +17,8 @@ def aliases(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Other names, in the whole model, of the tensors called ``names``, each with the one that it follows.
 
     Args:
-        model: with all of its parameters and buffers.
-        names: of parameters that are written.
+        model: the whole of it, with all parameters and buffers.
+        names: names of the parameters that are written.
 
     Raises:
         ProjectionError: two tensors overlap in memory without being the same, as a matrix and its transpose do: a file
@@ -45,7 +45,7 @@ def refuse_overlap(mine: Any, others: Iterable[Any], model: LightningModule) -> 
 
     Args:
         mine, others: callbacks that hold weights to a bound.
-        model: in which they do.
+        model: the model that both train.
 
     Raises:
         MisconfigurationException: some parameter belongs to both.

@@ -39,7 +39,7 @@ class Submodule:
         choice: the submodule, and which of its inputs and outputs. Other inputs are held at the values of the first
             sample that was seen, for as long as this object lives.
         owner: the callback's class, for messages.
-        method: of the certification; "auto" and "composed" may read a structured graph, all others a network.
+        method: method of the certification; "auto" and "composed" may read a structured graph, all others a network.
     """
 
     def __init__(self, choice: Choice, owner: str, method: str = "") -> None:

@@ -69,7 +69,7 @@ class LipschitzADMM(BoundedTraining):
     Args:
         max_lipschitz: the bound L > 0 of ``"enforce"``, l2 output change per l2 input change.
         mode: "enforce" or "regularize".
-        weight: of L squared in the objective of ``"regularize"``.
+        weight: factor of L squared in the objective of ``"regularize"``.
         penalty: r, in units of loss per squared weight; where it starts, with ``balance``.
         every_n_epochs: a round at the end of each epoch whose number, from one, this divides.
         every_n_steps: a round after so many optimizer steps as well; None for epochs only, where rounds are slow (a

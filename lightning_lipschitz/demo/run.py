@@ -31,7 +31,7 @@ def run(data_dir: str | None = None, epochs: int = 30, output: str | os.PathLike
 
     Args:
         data_dir: folder of MNIST's IDX files, for which fewer epochs do; None for scikit-learn's digits.
-        epochs: of each training.
+        epochs: length of each training.
         output: folder for the picture, the TensorBoard logs with their checkpoints, and the certificates.
 
     Returns:

@@ -46,11 +46,11 @@ class Trained:
     """What came out of one training.
 
     Attributes:
-        accuracy: of the test images, in [0, 1].
+        accuracy: share of the test images that are right, in [0, 1].
         lower: slope of the steepest pair found.
-        certificate: of the trained weights.
+        certificate: certificate of the trained weights.
         radii: certified l2 radius of each test image, 0 where it is classified wrong.
-        seconds: of training; for plain and CLIP without the time that certifying each epoch took, which changes
+        seconds: duration of training; for plain and CLIP without the time that certifying each epoch took, which changes
             nothing in these two.
         history: the certified bound of each epoch.
     """

@@ -58,8 +58,8 @@ def chosen_input(names: Sequence[str], arguments: Any, wanted: Input) -> Any:
     """The chosen one of the arguments that :func:`arguments_of` gave; None where there is no such one.
 
     Args:
-        names: of the parameters of the forward, see :func:`names_of`.
-        arguments: of one call.
+        names: parameters of the forward, see :func:`names_of`.
+        arguments: those of one call.
         wanted: position or name; None for the only one.
 
     Example:
@@ -156,7 +156,7 @@ def plain(arguments: Arguments | None, chosen: Any) -> Arguments | None:
     are others.
 
     Args:
-        arguments: of one call.
+        arguments: those of one call.
         chosen: the one of them whose samples count.
     """
     leaves = [] if arguments is None else tree_leaves(arguments)

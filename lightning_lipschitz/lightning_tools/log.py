@@ -29,7 +29,7 @@ class MetricLog:
     """Metrics of one callback in one fit.
 
     Args:
-        prefix: of the keys.
+        prefix: first part of the keys.
         prog_bar: whether one of them is shown in the progress bar.
         shown: the last part of its key.
     """
@@ -42,7 +42,7 @@ class MetricLog:
         """Log through ``self.log``, so that checkpoints, early stopping and loggers find it beside ``val_loss``.
 
         Args:
-            values: by the last part of their keys.
+            values: numbers by the last part of their keys.
         """
         if trainer.barebones:
             return

@@ -42,10 +42,10 @@ class ClipConfig:
         metric: logged key that the weight follows, by the discrepancy principle; None for a fixed weight.
         target: the weight rises while the metric is better than this, and falls while it is worse.
         mode: "max" where more is better, as for accuracy; "min", as for a loss.
-        factor: by which the weight rises and falls.
+        factor: quotient by which the weight rises and falls.
         warmup_epochs: before the first change.
         cooldown_epochs: between changes.
-        seed: of the pairs' own random numbers.
+        seed: start of the pairs' own random numbers.
         prog_bar: whether to show the lower bound in the progress bar.
     """
 

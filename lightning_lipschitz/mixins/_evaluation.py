@@ -44,7 +44,7 @@ class OneTensor:
 
     Args:
         target: the module.
-        name: of it in the model, "" for the model itself.
+        name: its name in the model, "" for the model itself.
 
     Example:
         >>> OneTensor(nn.Linear(2, 1), "net")(torch.ones(3, 2)).shape

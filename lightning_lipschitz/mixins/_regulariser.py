@@ -23,7 +23,7 @@ class Regulariser:
 
     Args:
         config: the settings.
-        rank: of the process; pairs differ from one to the next.
+        rank: number of the process; pairs differ from one to the next.
     """
 
     def __init__(self, config: ClipConfig, rank: int = 0) -> None:

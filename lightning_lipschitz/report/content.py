@@ -35,19 +35,19 @@ class Subject:
     Args:
         certificate: proved of ``network``.
         network: explicit or structured.
-        key: of the certificate in a checkpoint.
+        key: name of the certificate in a checkpoint.
         module: dotted name of the submodule that it speaks about, "" for the model.
         model: name of the model's class, "" where it is not known.
         source: where all this comes from, in words.
         checkpoint: the file, for the commands on the page.
         history: the callback's.
         unreadable: records in the file that are left out of it.
-        lower_bound: of the network, sampled.
+        lower_bound: sampled lower bound of the network.
         extraction: the network with its activations, where there is a module; else no slopes of parts are sampled.
         inputs: shape (batch, input_size), where such samples start.
-        predictions: of the network on labelled data.
+        predictions: what the network says of labelled data.
         pairs: whether to bound all differences of two outputs; None for where it is a classifier and cheap.
-        why_not: by section, why its facts are missing.
+        why_not: reasons why facts are missing, by section.
     """
 
     certificate: Certificate

@@ -34,8 +34,8 @@ class LayerBound:
     """A line of the table.
 
     Attributes:
-        name: of the layer, as extracted.
-        width: of its output.
+        name: name of the layer, as extracted.
+        width: number of its outputs.
         norm: certified spectral norm of its matrix; None where none was proved.
         product: certified bound of the map to its pre-activations by norms alone; None where there is none.
         bound: the best certified bound of that map.
@@ -57,7 +57,7 @@ class Prefix:
     """The map to the pre-activations of one layer.
 
     Attributes:
-        network: of the layers that the map goes through.
+        network: the layers that the map goes through.
         layers: their numbers in the whole, from 0.
     """
 
@@ -100,7 +100,7 @@ def layer_bounds(
     """One line a layer, the last of the bound of the whole.
 
     Args:
-        certificate: of ``network``.
+        certificate: certificate of ``network``.
         network: explicit, or a structured graph; of the latter, the bounds that its proof goes through are read off.
         sample: gives a lower bound of the constant of a part.
         time_limit: seconds for all of it.

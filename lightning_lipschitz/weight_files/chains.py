@@ -72,7 +72,7 @@ def chain_of_arrays(shapes: Shapes, ordered: bool) -> list[str]:
     """The names of the matrices, first layer first, of a file of arrays with names of the user's own.
 
     Args:
-        shapes: of everything in the file, in its order.
+        shapes: shapes of everything in the file, in its order.
         ordered: whether that order means anything.
 
     Raises:
