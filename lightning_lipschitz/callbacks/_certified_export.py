@@ -106,7 +106,7 @@ class CertifiedExport:
             )
 
     def _on_load(self, model: LightningModule, checkpoint: Checkpoint) -> None:
-        """Give back the training weights; to another Trainer, which tests a file while the fit runs, those of the file."""
+        """Load training weights; for another Trainer, which tests a file while the fit runs, the file counts."""
         trainer = self._trainer()
         if trainer is not None and trainer._checkpoint_connector._loaded_checkpoint is checkpoint:
             checkpoint["state_dict"].update(checkpoint.get(self.key, {}).get(TRAINING, {}))

@@ -50,8 +50,8 @@ class Trained:
         lower: slope of the steepest pair found.
         certificate: certificate of the trained weights.
         radii: certified l2 radius of each test image, 0 where it is classified wrong.
-        seconds: duration of training; for plain and CLIP without the time that certifying each epoch took, which changes
-            nothing in these two.
+        seconds: time of training; for plain and CLIP without that of certifying each epoch, which changes nothing in
+            these two.
         history: the certified bound of each epoch.
     """
 
