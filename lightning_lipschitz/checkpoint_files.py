@@ -1,4 +1,7 @@
-"""Certificates in the checkpoints of a Trainer, proved again of the weights in the same file."""
+"""Certificates in the checkpoints of a Trainer: how they lie there, and their proof of the weights in the same file.
+
+They are tensors and Python scalars, so that ``torch.load(weights_only=True)`` reads them.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,70 @@ import torch
 
 from lightning_lipschitz import api
 from lightning_lipschitz.archive import allowed, refuse_beyond
-from lightning_lipschitz.callbacks import stamped_certificates
 from lightning_lipschitz.certificate import Certificate
+from lightning_lipschitz.certificate.encoding import encode
 from lightning_lipschitz.errors import ArgumentError, CertificateError, LipschitzError, WeightFileError
 from lightning_lipschitz.graph.network import Network
+from lightning_lipschitz.real import real_array
 from lightning_lipschitz.weight_files import described, load_torch, numbers_of
 
 Array = npt.NDArray[np.float64]
+
+
+def to_plain(certificate: Certificate) -> dict[str, Any]:
+    """The certificate's scalars under their own names, ``status`` by name; the proof as a description and tensors.
+
+    ``proof`` and ``arrays`` are those of :mod:`lightning_lipschitz.certificate.encoding`, as in certificate files.
+    """
+    plain = certificate.summary()
+    if certificate.proof is not None:
+        description, arrays = encode(certificate.proof)
+        plain |= {"proof": description, "arrays": [torch.tensor(array) for array in arrays]}
+    return plain
+
+
+def from_plain(plain: Mapping[str, Any]) -> Certificate:
+    """The certificate that :func:`to_plain` wrote. What it claims is not checked here.
+
+    Raises:
+        CertificateError: it is no certificate, or damaged.
+
+    Example:
+        >>> from lightning_lipschitz import certify
+        >>> mine = certify([[[2.0]]])
+        >>> from_plain(to_plain(mine)).proof.values == mine.proof.values
+        True
+    """
+    try:
+        return Certificate.from_record(plain, _arrays(plain.get("arrays", ())))
+    except (ValueError, KeyError, RecursionError) as error:
+        told = f"there is no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise CertificateError(f"the certificate in the checkpoint is damaged: {told}.") from error
+
+
+def _arrays(tensors: Any) -> list[Any]:
+    if not isinstance(tensors, (list, tuple)):
+        raise ValueError("`arrays` must be a list of tensors")
+    return [real_array(tensor, "`arrays`") for tensor in tensors]
+
+
+def stamped_certificates(checkpoint: Mapping[str, Any]) -> dict[str, Certificate]:
+    """The certificates in a checkpoint by their keys: "lipschitz", "admm", "barrier", or these with a submodule's name.
+
+    Args:
+        checkpoint: what ``torch.load`` returned.
+
+    Raises:
+        CertificateError: one of them is damaged.
+
+    What they claim is not checked here: pass them to :func:`lightning_lipschitz.verify` with the module.
+
+    Example:
+        >>> stamped_certificates({"state_dict": {}, "epoch": 3})
+        {}
+    """
+    stamps = {key: value for key, value in checkpoint.items() if isinstance(key, str) and isinstance(value, Mapping)}
+    return {key: from_plain(value) for key, value in stamps.items() if "network_digest" in value and "proof" in value}
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +90,7 @@ class Proved:
         key: where in the checkpoint it stands, such as "lipschitz" or "admm".
         module: dotted name of the submodule whose matrices it speaks about, "" for all of them.
         certificate: the certificate.
-        network: that it was proved of.
+        network: the network that it was proved of.
     """
 
     key: str
@@ -53,9 +113,9 @@ def prove_checkpoint(
     models need the module: ``ll.verify(stamped_certificates(torch.load(path))["lipschitz"], module, inputs)``.
 
     Args:
-        path: of a Lightning checkpoint; nothing is unpickled but tensors and plain values.
+        path: a Lightning checkpoint; nothing is unpickled but tensors and plain values.
         slopes: (alpha, beta) of the activations.
-        key: of the only one to prove.
+        key: name of the only one to prove.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -73,7 +133,7 @@ def prove_checkpoint(
 
 
 def certificates_of(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Certificate]:
-    """Those stamped on it, by their keys; at least one.
+    """Certificates in a checkpoint, by their keys; at least one.
 
     Raises:
         CertificateError: there is none.
@@ -115,7 +175,7 @@ def _networks(
 
 
 def _matrices(state: Mapping[Any, Any], limit: int) -> Iterator[tuple[str, Array]]:
-    """Those that a certificate can be of; whether it is, its digest says."""
+    """Matrices that a certificate can be of; whether it is, its digest says."""
     tensors = {
         name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, torch.Tensor)
     }

@@ -18,19 +18,18 @@ from torch import Tensor, nn
 
 from lightning_lipschitz import api
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException
-from lightning_lipschitz.callbacks._accuracy import predict
-from lightning_lipschitz.callbacks._choice import Choice
-from lightning_lipschitz.callbacks._target import find_target
 from lightning_lipschitz.certificate import Certificate, Composition
 from lightning_lipschitz.checkpoint_files import certificates_of, prove_checkpoint, read_checkpoint
 from lightning_lipschitz.errors import ArgumentError, WeightFileError
 from lightning_lipschitz.extraction import Extractor, GraphExtractor, input_of, part
 from lightning_lipschitz.extraction.reading import ReadNetwork
+from lightning_lipschitz.lightning_tools.submodule import Choice, find_target
 from lightning_lipschitz.report import (
     PredictionLog,
     Predictions,
     Subject,
     gather,
+    predict,
     readable,
     require_libraries,
     write_page,
@@ -57,12 +56,12 @@ def report_checkpoint(
     the class also other models, and with data lower bounds of the parts, certified accuracy and the pairs of classes.
 
     Args:
-        path: of a Lightning checkpoint that was written under one of the callbacks.
-        output: of the page.
+        path: a Lightning checkpoint that was written under one of the callbacks.
+        output: file for the page.
         model: the LightningModule's class, or "package.module:Class"; its ``load_from_checkpoint`` is called.
         data: batches ``(x, y)`` of inputs of the certified module and class numbers; a LightningDataModule with a
             ``val_dataloader``; a function or class that makes one of them; or "package.module:name" of any of these.
-        key: of the certificate in the checkpoint; by default "lipschitz", or the first one.
+        key: name of the certificate in the checkpoint; by default "lipschitz", or the first one.
         module: dotted name of the submodule that the certificate speaks about, for files that do not say it.
         pairs: whether to bound all differences of two outputs, with a search for each; None for one search for all,
             where there are data and it is cheap.
@@ -105,11 +104,11 @@ def report_checkpoint(
 
 
 def _name(path: str | os.PathLike[str]) -> str:
-    """As it can be printed: the bytes of a name need not be letters."""
+    """The file's name as it can be printed: the bytes of a name need not be letters."""
     return os.fsencode(Path(path).name).decode("utf-8", "replace")
 
 
-def _no_history(state: _State) -> str:
+def _no_history(state: _CallbackState) -> str:
     if state.unreadable:
         return f"The measurements in the checkpoint cannot be read and are left out: {state.unreadable}."
     return "The checkpoint holds no measurements: it was written before the first one, or with save_weights_only=True."
@@ -124,8 +123,8 @@ def _chosen(key: str | None, certificates: Mapping[str, Certificate]) -> str:
 
 
 @dataclass(frozen=True)
-class _State:
-    """Of one callback in a checkpoint: the kind of certificates that it writes, its submodule and its history."""
+class _CallbackState:
+    """State of one callback in a checkpoint: the kind of certificates that it writes, its submodule and its history."""
 
     kind: str
     choice: Choice
@@ -138,25 +137,25 @@ class _State:
         return self.kind == key or f"{self.kind}/{self.choice.label}" == key
 
 
-def _states(checkpoint: Mapping[str, Any]) -> Iterator[_State]:
+def _states(checkpoint: Mapping[str, Any]) -> Iterator[_CallbackState]:
     states = checkpoint.get("callbacks", {})
     for name, state in states.items() if isinstance(states, Mapping) else ():
         if isinstance(name, str) and isinstance(state, Mapping) and isinstance(state.get("history"), list):
             records = readable(state["history"])
             unreadable = len(state["history"]) - len(records)
             kind = _KINDS.get(name.partition("{")[0], "")
-            yield _State(kind, _choice_of(name), records, unreadable, state.get("held"))
+            yield _CallbackState(kind, _choice_of(name), records, unreadable, state.get("held"))
 
 
-def _state(checkpoint: Mapping[str, Any], key: str, certificate: Certificate) -> _State:
-    """Of the callback that wrote the certificate: whose last bound it is, or the only one of its kind."""
+def _state(checkpoint: Mapping[str, Any], key: str, certificate: Certificate) -> _CallbackState:
+    """State of the callback that wrote the certificate: whose last bound it is, or the only one of its kind."""
     states = list(_states(checkpoint))
     last = [
         state for state in states if state.history and state.history[-1].get("upper_bound") == certificate.upper_bound
     ]
     kind = [state for state in states if state.wrote(key)]
     found = [state for state in last if state in kind] or last or (kind if len(kind) == 1 else [])
-    return found[0] if found else _State("", Choice(key.partition("/")[2]), ())
+    return found[0] if found else _CallbackState("", Choice(key.partition("/")[2]), ())
 
 
 _KINDS = {"LipschitzCallback": "lipschitz", "LipschitzADMM": "admm", "LipschitzBarrier": "barrier"}
@@ -188,7 +187,9 @@ def _from_file(path: str | os.PathLike[str], key: str, slopes: tuple[float, floa
     return Subject(proved.certificate, proved.network, module=proved.module, source=of, why_not=why_not)
 
 
-def _from_model(path: str | os.PathLike[str], certificate: Certificate, state: _State, made: Any, data: Any) -> Subject:
+def _from_model(
+    path: str | os.PathLike[str], certificate: Certificate, state: _CallbackState, made: Any, data: Any
+) -> Subject:
     whole, module = _loaded(path, made), state.choice.module
     target = _target(whole, module)
     batches = None if data is None else _batches(_named("data", data))

@@ -48,9 +48,7 @@ def _add_certify(commands: Any) -> None:
     command.add_argument("weights", metavar="WEIGHTS", help=".npz, .mat, .pt, .ckpt or .safetensors; first layer first")
     command.add_argument("--method", choices=[name for name in get_args(Method) if name != "composed"], default="auto")
     command.add_argument("--solver", choices=get_args(Solver), default="auto")
-    command.add_argument(
-        "--slopes", nargs=2, type=float, default=(0.0, 1.0), metavar=("ALPHA", "BETA"), help="of the activations"
-    )
+    _add_slopes(command)
     command.add_argument("--rtol", type=float, default=1e-6, help="relative gap to reach")
     command.add_argument("--time-limit", type=float, metavar="SECONDS")
     command.add_argument("--split-size", type=int, metavar="LAYERS", help="layers a sub-network (LipSDP's splitting)")
@@ -64,7 +62,7 @@ def _add_verify(commands: Any) -> None:
     command = commands.add_parser("verify", help="prove a certificate again, on the weights at hand")
     command.add_argument("certificate", metavar="CERTIFICATE", help="of `certify`; or a checkpoint that holds its own")
     command.add_argument("weights", metavar="WEIGHTS", nargs="?", help="by default, those of the checkpoint")
-    command.add_argument("--slopes", nargs=2, type=float, default=(0.0, 1.0), metavar=("ALPHA", "BETA"))
+    _add_slopes(command)
     command.set_defaults(run=_verify)
 
 
@@ -77,7 +75,7 @@ def _add_report(commands: Any) -> None:
     command.add_argument("--key", help="of the certificate, where there are several: lipschitz, admm, barrier, ...")
     command.add_argument("--module", help="the submodule that is certified, where the file does not say it")
     command.add_argument("--pairs", action="store_true", default=None, help="bound all differences of two outputs")
-    command.add_argument("--slopes", nargs=2, type=float, default=(0.0, 1.0), metavar=("ALPHA", "BETA"))
+    _add_slopes(command)
     command.add_argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help="for its own searches")
     command.set_defaults(run=_report)
 
@@ -95,23 +93,26 @@ def _add_demo(commands: Any) -> None:
     command.set_defaults(run=_demo)
 
 
+def _add_slopes(command: Any) -> None:
+    metavar = ("ALPHA", "BETA")
+    command.add_argument(
+        "--slopes", nargs=2, type=float, default=(0.0, 1.0), metavar=metavar, help="of the activations"
+    )
+
+
 def _certify(options: argparse.Namespace) -> None:
     weights, slopes = read_weights(options.weights), tuple(options.slopes)
-    certificate = api.certify(
-        weights,
-        method=options.method,
-        solver=options.solver,
-        rtol=options.rtol,
-        time_limit=options.time_limit,
-        split_size=options.split_size,
-        workers=options.workers,
-        slopes=slopes,
-    )
+    chosen = _chosen(options, "method", "solver", "rtol", "time_limit", "split_size", "workers")
+    certificate = api.certify(weights, slopes=slopes, **chosen)
     of = described(weights, slopes)
     if options.output:
         certificate.save(options.output)
     told = json.dumps(certificate.summary() | {"of": of}, indent=2) if options.json else certificate.sentence(of)
     (sys.stderr if _is_stdout(options.output) else sys.stdout).write(told + "\n")
+
+
+def _chosen(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names}
 
 
 def _is_stdout(output: str | None) -> bool:
@@ -147,17 +148,8 @@ def _verify_checkpoint(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from lightning_lipschitz.checkpoint_report import report_checkpoint
 
-    written = report_checkpoint(
-        options.checkpoint,
-        options.output,
-        model=options.model,
-        data=options.data,
-        key=options.key,
-        module=options.module,
-        pairs=options.pairs,
-        slopes=tuple(options.slopes),
-        time_limit=options.time_limit,
-    )
+    chosen = _chosen(options, "model", "data", "key", "module", "pairs", "time_limit")
+    written = report_checkpoint(options.checkpoint, options.output, slopes=tuple(options.slopes), **chosen)
     sys.stdout.write(f"{written}\n")
 
 

@@ -19,13 +19,11 @@ LEVELS = [
     {"certificate"},
     {"functional"},
     {"bounds", "extraction", "_lightning", "weight_files"},
-    {"api"},
-    {"pairwise"},
+    {"api", "lightning_tools"},
+    {"pairwise", "checkpoint_files"},
     {"projection", "metrics", "report"},
-    {"callbacks"},
-    {"mixins"},
-    {"demo", "checkpoint_files"},
-    {"checkpoint_report"},
+    {"callbacks", "mixins", "checkpoint_report"},
+    {"demo"},
     {"cli"},
     {"__init__", "__main__"},
 ]
@@ -65,6 +63,16 @@ def test_arrows_point_one_way(path):
         assert there == here or LEVEL[there] < LEVEL[here], f"{here} must not import {full}"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_no_room_looks_into_the_drawers_of_another(path):
+    """A module whose name begins with an underscore is imported by its own room only; `_lightning` is no room's."""
+    for full in imports(path):
+        package, there, *inside = [*full.split("."), ""]
+        if package == "lightning_lipschitz" and there != room(path):
+            private = [part for part in inside if part.startswith("_") and not part.endswith("__")]
+            assert not private, f"{name(path)} must not import {full}"
+
+
 @pytest.mark.parametrize("path", [p for p in MODULES if room(p) in TRUSTED], ids=name)
 def test_the_trusted_part_needs_no_framework(path):
     used = {full.split(".")[0] for full in imports(path)}
@@ -94,7 +102,7 @@ def test_functions_fit_a_screen(path):
 
 def test_callbacks_hold_no_mathematics():
     for path in MODULES:
-        if room(path) in {"callbacks", "mixins"}:
+        if room(path) in {"callbacks", "mixins", "lightning_tools"}:
             assert not {full.split(".")[0] for full in imports(path)} & {"scipy", "cvxpy"}, path
 
 

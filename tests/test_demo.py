@@ -13,9 +13,9 @@ from lightning_lipschitz import Certificate, verify
 from lightning_lipschitz.demo import run
 from lightning_lipschitz.demo.data import load_digits
 from lightning_lipschitz.demo.model import Classifier
-from lightning_lipschitz.demo.rounded import down, up
 from lightning_lipschitz.demo.training import MAX_LIPSCHITZ, RADII
 from lightning_lipschitz.errors import ArgumentError, WeightFileError
+from lightning_lipschitz.report.numbers import hundredths_down, hundredths_up
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
@@ -65,8 +65,8 @@ def test_the_trainings_side_by_side(short):
         (row,) = [line for line in printed.splitlines() if re.match(rf"\W+{outcome.name}\b.*%", line)]
         assert re.findall(r"[\d.]+", row) == [
             f"{100 * outcome.accuracy:.1f}",
-            down(outcome.lower),
-            up(outcome.certificate.upper_bound),
+            hundredths_down(outcome.lower),
+            hundredths_up(outcome.certificate.upper_bound),
             *(f"{100 * outcome.certified_accuracy(radius):.1f}" for radius in RADII),
             f"{outcome.seconds:.1f}",
         ]

@@ -1,8 +1,8 @@
 """Callbacks for the Lightning Trainer."""
 
-from lightning_lipschitz.callbacks._stamp import stamped_certificates
 from lightning_lipschitz.callbacks.admm import LipschitzADMM
 from lightning_lipschitz.callbacks.barrier import LipschitzBarrier
 from lightning_lipschitz.callbacks.monitor import LipschitzCallback
+from lightning_lipschitz.checkpoint_files import stamped_certificates
 
 __all__ = ["LipschitzADMM", "LipschitzBarrier", "LipschitzCallback", "stamped_certificates"]

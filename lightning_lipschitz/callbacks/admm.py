@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
 
 from lightning_lipschitz._lightning import LightningModule, Trainer
-from lightning_lipschitz.callbacks._arguments import (
+from lightning_lipschitz.callbacks._bounded_training import BoundedTraining, Fit, gradient_scale
+from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights
+from lightning_lipschitz.certificate import Multipliers
+from lightning_lipschitz.errors import LipschitzError
+from lightning_lipschitz.extraction import Input, Output
+from lightning_lipschitz.lightning_tools.arguments import (
     require,
     require_choice,
     require_count,
     require_flag,
     require_positive,
 )
-from lightning_lipschitz.callbacks._choice import Choice
-from lightning_lipschitz.callbacks._ranks import Failure
-from lightning_lipschitz.callbacks._training import ConstrainedTraining, Fit, gradient_scale
-from lightning_lipschitz.certificate import Multipliers
-from lightning_lipschitz.errors import LipschitzError
-from lightning_lipschitz.extraction import Input, Output
+from lightning_lipschitz.lightning_tools.ranks import Failure
 from lightning_lipschitz.projection.consensus import Consensus, Problem
 
 Mode = Literal["enforce", "regularize"]
@@ -28,7 +29,7 @@ Mode = Literal["enforce", "regularize"]
 _FAR = 0.05  # relative distance from the certified weights at which the end of training is worth a warning
 
 
-class LipschitzADMM(ConstrainedTraining):
+class LipschitzADMM(BoundedTraining):
     r"""Train under a certified Lipschitz bound: every file that is saved, and the final module, meets it.
 
     In ``mode="enforce"`` no input pair is ever stretched by more than ``max_lipschitz`` by what leaves the run:
@@ -68,7 +69,7 @@ class LipschitzADMM(ConstrainedTraining):
     Args:
         max_lipschitz: the bound L > 0 of ``"enforce"``, l2 output change per l2 input change.
         mode: "enforce" or "regularize".
-        weight: of L squared in the objective of ``"regularize"``.
+        weight: factor of L squared in the objective of ``"regularize"``.
         penalty: r, in units of loss per squared weight; where it starts, with ``balance``.
         every_n_epochs: a round at the end of each epoch whose number, from one, this divides.
         every_n_steps: a round after so many optimizer steps as well; None for epochs only, where rounds are slow (a
@@ -120,7 +121,7 @@ class LipschitzADMM(ConstrainedTraining):
         balance: bool = True,
         prog_bar: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(module, input, output, prog_bar)
         owner = type(self).__name__
         require_choice(owner, "mode", mode, ("enforce", "regularize"))
         self._check_goal(owner, mode, max_lipschitz, weight)
@@ -128,14 +129,10 @@ class LipschitzADMM(ConstrainedTraining):
         require_count(owner, "every_n_epochs", every_n_epochs)
         if every_n_steps is not None:
             require_count(owner, "every_n_steps", every_n_steps)
-        Choice(module, input, output).check(owner)
         require_flag(owner, "balance", balance)
-        require_flag(owner, "prog_bar", prog_bar)
         self.max_lipschitz, self.mode, self.weight, self.penalty = max_lipschitz, mode, weight, penalty
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
-        self.module, self.input, self.output = module, input, output
-        self.balance, self.prog_bar = balance, prog_bar
-        self._begin()
+        self.balance = balance
 
     @staticmethod
     def _check_goal(owner: str, mode: str, max_lipschitz: float | None, weight: float | None) -> None:
@@ -155,13 +152,8 @@ class LipschitzADMM(ConstrainedTraining):
 
     # Hooks
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit" and self._fit is not None:
-            self._fit.author.hint = self._multipliers
-
-    def _multipliers(self) -> Multipliers | None:
-        return None if self._consensus is None else self._consensus.multipliers
+    def _hint(self, weights: BoundedWeights) -> Callable[[], Multipliers | None]:
+        return lambda: None if self._consensus is None else self._consensus.multipliers
 
     def _forget(self) -> None:
         self._consensus = None
@@ -242,7 +234,7 @@ class LipschitzADMM(ConstrainedTraining):
         weights = fit.weights.matrices()
         consensus = (self._consensus or Consensus.start(weights, self.penalty)).to(weights[0].device)
         problem = Problem(self.max_lipschitz, self.weight, self.balance)
-        moved = fit.weights.linear.advance(consensus, weights, fit.weights.network(), problem)
+        moved = fit.weights.stored.advance(consensus, weights, fit.weights.network(), problem)
         return moved.to(torch.device("cpu")) if fit.ranks.many else moved
 
     # State

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
 
 from lightning_lipschitz._lightning import LightningModule, Trainer
-from lightning_lipschitz.callbacks._arguments import require_flag, require_positive
-from lightning_lipschitz.callbacks._choice import Choice
-from lightning_lipschitz.callbacks._path import Path
-from lightning_lipschitz.callbacks._ranks import Failure
-from lightning_lipschitz.callbacks._training import ConstrainedTraining, Fit, gradient_scale, learning_rate
+from lightning_lipschitz.callbacks._bounded_training import BoundedTraining, Fit, gradient_scale
+from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights
+from lightning_lipschitz.callbacks._interior_path import InteriorPath
+from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.extraction import Input, Output
+from lightning_lipschitz.lightning_tools.arguments import require_positive
+from lightning_lipschitz.lightning_tools.ranks import Failure
 from lightning_lipschitz.projection.barrier import Start
 from lightning_lipschitz.projection.multipliers import widened
 
 _MANY, _FEW = 0.2, 20  # rejected steps, as a share and as a number, beyond which the end of training warns
 
 
-class LipschitzBarrier(ConstrainedTraining):
+class LipschitzBarrier(BoundedTraining):
     r"""Train strictly inside the weights that are certified for ``max_lipschitz``: the bound holds after every step.
 
     Your optimizer minimises :math:`\mathrm{loss} - \mu \log\det M(L^2, \lambda; W)`, M being the matrix of
@@ -55,10 +57,8 @@ class LipschitzBarrier(ConstrainedTraining):
             only child if it has none. Chains of ``nn.Linear`` are fastest; also residual connections, concatenations,
             convolutions, pooling, shared weights: see :func:`~lightning_lipschitz.project`.
             Batch norm that keeps running statistics moves the bound between steps and is refused.
-        input: position or name of the one of several inputs that the bound is for. It holds for the others at their
-            values in the first sample of ``example_input_array``, or else of the fit's first call; checkpoints keep it.
-        output: see :func:`lightning_lipschitz.certify`: position or name of one of several, "all", or a function.
-            Layers that it does not read stay free.
+        input: as for :class:`LipschitzADMM`.
+        output: as for :class:`LipschitzADMM`.
         prog_bar: whether to show the upper bound in the progress bar.
 
     Attributes:
@@ -91,28 +91,22 @@ class LipschitzBarrier(ConstrainedTraining):
         output: Output = None,
         prog_bar: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(module, input, output, prog_bar)
         owner = type(self).__name__
         require_positive(owner, "max_lipschitz", max_lipschitz)
         require_positive(owner, "strength", strength)
-        Choice(module, input, output).check(owner)
-        require_flag(owner, "prog_bar", prog_bar)
-        self.max_lipschitz, self.strength, self.prog_bar = max_lipschitz, strength, prog_bar
-        self.module, self.input, self.output = module, input, output
-        self._begin()
+        self.max_lipschitz, self.strength = max_lipschitz, strength
 
     def _begin(self) -> None:
         super()._begin()
-        self._path: Path | None = None
+        self._path: InteriorPath | None = None
         self._restored: dict[str, Any] | None = None
 
     # Hooks
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit" and self._fit is not None:
-            self._path = Path(self._fit.weights, self.max_lipschitz)
-            self._fit.author.hint = self._path.multipliers
+    def _hint(self, weights: BoundedWeights) -> Callable[[], Multipliers | None]:
+        self._path = InteriorPath(weights, self.max_lipschitz)
+        return self._path.multipliers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path = self._path
@@ -149,7 +143,7 @@ class LipschitzBarrier(ConstrainedTraining):
         known = {id(parameter) for parameter in pl_module.parameters()}
         return any(id(parameter) in known for group in optimizer.param_groups for parameter in group["params"])
 
-    def _return(self, trainer: Trainer, pl_module: LightningModule, fit: Fit, path: Path) -> None:
+    def _return(self, trainer: Trainer, pl_module: LightningModule, fit: Fit, path: InteriorPath) -> None:
         """Back into the set, should something have moved the weights in a way that could not be followed."""
         if self._ready(fit, pl_module) and not path.inside():
             self._enter(trainer, fit, path)
@@ -165,7 +159,7 @@ class LipschitzBarrier(ConstrainedTraining):
         if not path.inside():
             self._enter(trainer, fit, path)
         if fit.weights.is_trained_by(optimizer):
-            pull = path.before_step(learning_rate(optimizer))
+            pull = path.before_step(optimizer)
             scale = self.strength * path.factor * gradient_scale(trainer, optimizer)
             fit.weights.add_gradient(optimizer, pull, scale)
 
@@ -194,7 +188,7 @@ class LipschitzBarrier(ConstrainedTraining):
 
     # Into the set, and out of the fit
 
-    def _enter(self, trainer: Trainer, fit: Fit, path: Path) -> None:
+    def _enter(self, trainer: Trainer, fit: Fit, path: InteriorPath) -> None:
         """Move the weights inside, on every rank alike."""
         restored, self._restored = self._restored, None
         if restored is not None and path.resume(restored):
@@ -209,7 +203,7 @@ class LipschitzBarrier(ConstrainedTraining):
             )
 
     def _start(self, fit: Fit) -> Start:
-        found = fit.weights.linear.start_inside(
+        found = fit.weights.stored.start_inside(
             fit.weights.matrices(), widened(fit.weights.network()), self.max_lipschitz
         )
         if not fit.ranks.many:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from lightning_lipschitz._lightning import Callback, LightningModule, Trainer
+from lightning_lipschitz._lightning import LightningModule, Trainer
 from lightning_lipschitz.bounds.settings import ProvedMethod, Settings, Solver
-from lightning_lipschitz.callbacks import _labels as labels
-from lightning_lipschitz.callbacks._accuracy import ValidationAccuracy
-from lightning_lipschitz.callbacks._arguments import (
+from lightning_lipschitz.callbacks._certified_accuracy import ValidationAccuracy
+from lightning_lipschitz.callbacks._metric_keys import checked_prefix
+from lightning_lipschitz.callbacks._monitored_fit import MonitoredFit
+from lightning_lipschitz.callbacks._part_callback import PartCallback
+from lightning_lipschitz.callbacks._report_page import check_path, check_siblings, write_report
+from lightning_lipschitz.callbacks._saved_weights import end_epoch
+from lightning_lipschitz.checkpoint_files import from_plain, to_plain
+from lightning_lipschitz.errors import LipschitzError
+from lightning_lipschitz.extraction import Input, Output
+from lightning_lipschitz.lightning_tools.arguments import (
     arguments_of,
     require_choice,
     require_count,
@@ -19,19 +26,13 @@ from lightning_lipschitz.callbacks._arguments import (
     require_positive,
     require_radii,
 )
-from lightning_lipschitz.callbacks._choice import Choice
-from lightning_lipschitz.callbacks._hooks import Gates
-from lightning_lipschitz.callbacks._measure import Record
-from lightning_lipschitz.callbacks._page import Options, check_path, check_siblings, write_report
-from lightning_lipschitz.callbacks._report import Report, attached
-from lightning_lipschitz.callbacks._session import Session
-from lightning_lipschitz.callbacks._shipped import settle
-from lightning_lipschitz.callbacks._stamp import from_plain, to_plain
-from lightning_lipschitz.certificate import Certificate
-from lightning_lipschitz.extraction import Input, Output
+from lightning_lipschitz.lightning_tools.log import MetricLog, attached, validates_training
+from lightning_lipschitz.lightning_tools.saving import Gates
+from lightning_lipschitz.lightning_tools.submodule import Choice
+from lightning_lipschitz.report import Subject
 
 
-class LipschitzCallback(Callback):
+class LipschitzCallback(PartCallback):
     r"""Certify the model every epoch: a number L with :math:`|f(x) - f(y)|_2 \le L |x - y|_2` for all x and y.
 
     The bound is that of the weights in the checkpoint of the same moment: the averaged ones under ``WeightAveraging``,
@@ -100,6 +101,9 @@ class LipschitzCallback(Callback):
         >>> trainer = Trainer(callbacks=[LipschitzCallback(every_n_epochs=1), best], accelerator="cpu", logger=False)
     """
 
+    base = "lipschitz"
+    only_looks_on = True
+
     def __init__(
         self,
         every_n_epochs: int = 1,
@@ -117,34 +121,27 @@ class LipschitzCallback(Callback):
         certified_radii: Sequence[float] = (),
         report: str | Path | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(module, input, output, prog_bar)
         owner = type(self).__name__
         require_count(owner, "every_n_epochs", every_n_epochs)
-        Choice(module, input, output).check(owner)
         require_choice(owner, "method", method, get_args(ProvedMethod))
         with arguments_of(owner):
             Settings(method, solver, rtol, time_limit)
         require_flag(owner, "lower_bound", lower_bound)
         require_positive(owner, "max_lipschitz", max_lipschitz, optional=True)
-        require_flag(owner, "prog_bar", prog_bar)
         require_radii(owner, "certified_radii", certified_radii)
         check_path(owner, report)
         self.every_n_epochs = every_n_epochs
-        self.module, self.input, self.output = module, input, output
         self.method, self.solver, self.rtol, self.time_limit = method, solver, rtol, time_limit
         self.lower_bound, self.max_lipschitz = lower_bound, max_lipschitz
-        self.prog_bar = prog_bar
         self.certified_radii = certified_radii
         self.report = report
-        self.history: list[dict[str, Any]] = []
-        self._forget()
+        self._begin()
 
-    def _forget(self) -> None:
-        """What belongs to one fit."""
-        self.certificate: Certificate | None = None
-        self._report = Report("lipschitz", self.prog_bar, self.max_lipschitz)
-        self._session: Session | None = None
-        self._gates: Gates | None = Gates(self._stamp)
+    def _begin(self) -> None:
+        super()._begin()
+        self._fit: MonitoredFit | None = None
+        self._guard: Gates | None = Gates(self._stamp)
         self._first_epoch: int | None = None
         self._accuracy = ValidationAccuracy(self.certified_radii, keep=self._keeps_predictions())
 
@@ -157,39 +154,39 @@ class LipschitzCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self._forget()
+        self._begin()
         check_siblings(self, trainer)
-        prefix = labels.check(self, trainer)
-        self._report = Report(prefix, self.prog_bar, self.max_lipschitz)
+        self._log = MetricLog(checked_prefix(self, trainer), self.prog_bar)
         settings = Settings(self.method, self.solver, self.rtol, self.time_limit)
-        self._session = Session(trainer, Choice.of(self), settings, self.lower_bound)
+        self._fit = MonitoredFit(trainer, Choice.of(self), settings, self.lower_bound)
+        self._submodule = self._fit.submodule
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Here and not in setup: after every other gate, to see what is written in the end.
-        if self._gates is not None:
-            self._gates.install(trainer, pl_module)
-        if self._session is not None:
-            self._session.start(trainer, pl_module)
+        if self._guard is not None:
+            self._guard.install(trainer, pl_module)
+        if self._fit is not None:
+            self._fit.start(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._first_epoch = trainer.current_epoch
-        if self._session is not None:
-            self._session.trace(trainer, pl_module)  # the sanity check may have shown an input
+        if self._fit is not None:
+            self._fit.trace(trainer, pl_module)  # the sanity check may have shown an input
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._session is not None and self._is_due(trainer):
-            self._session.listen(pl_module)
+        if self._fit is not None and self._is_due(trainer):
+            self._fit.listen(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._session is not None:
-            self._session.hear(trainer, pl_module, batch)
+        if self._fit is not None:
+            self._fit.hear(trainer, pl_module, batch)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if validates_training(trainer):
             self._measure_if_due(trainer, pl_module)
-            fresh = self._session is not None and self._session.is_measured(trainer)
+            fresh = self._fit is not None and self._fit.is_measured(trainer)
             self._accuracy.start(trainer, pl_module, self.certificate if fresh else None)
 
     def on_validation_batch_end(
@@ -201,47 +198,46 @@ class LipschitzCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._session is not None:
-            self._accuracy.see(trainer, pl_module, batch, self._session.part)
+        if self._fit is not None:
+            self._accuracy.see(trainer, pl_module, batch, self._fit.submodule)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with attached(pl_module, trainer):
-            self._accuracy.log(pl_module, self._report.prefix)
+            self._accuracy.log(pl_module, self._log.prefix)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        settle(trainer)
+        end_epoch(trainer)
         self._measure_if_due(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._session is not None and self._session.is_new(trainer):
-            self._report.write(trainer, self._measure(self._session, trainer, pl_module))
+        if self._fit is not None and self._fit.is_new(trainer):
+            self._log.log_at_end(trainer, self._measure(self._fit, trainer, pl_module))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Weights may have changed since, as StochasticWeightAveraging changes them when training ends.
-        session = self._session
-        if session is None:
+        fit = self._fit
+        if fit is None:
             return
-        if self.certificate is not None and not session.is_of(self.certificate, trainer, pl_module):
-            self._report.write(trainer, self._measure(session, trainer, pl_module))
+        if self.certificate is not None and not fit.is_of(self.certificate, trainer, pl_module):
+            self._log.log_at_end(trainer, self._measure(fit, trainer, pl_module))
         if self.report is not None:
-            options = Options(self.report, self._report.prefix, self.module, self.history)
-            write_report(trainer, pl_module, session, self.certificate, self._accuracy, options)
+            write_report(trainer, self.report, lambda: self._subject(fit, trainer, pl_module), self._accuracy)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Whoever saves after this does it by the Trainer.
         self._leave()
-        if self._session is not None:
-            self._session.stop_listening()
+        if self._fit is not None:
+            self._fit.submodule.inputs.disarm()
 
     def _leave(self) -> None:
-        if self._gates is not None:
-            self._gates.remove()
+        if self._guard is not None:
+            self._guard.remove()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             self._leave()
-        if stage == "fit" and self._session is not None:
-            self._session.close()
+        if stage == "fit" and self._fit is not None:
+            self._fit.close()
 
     # What a hook decides
 
@@ -250,46 +246,34 @@ class LipschitzCallback(Callback):
         return trainer.current_epoch == self._first_epoch or (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _measure_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._session is not None and self._is_due(trainer) and self._session.is_new(trainer):
-            self._report.log(trainer, pl_module, self._measure(self._session, trainer, pl_module))
+        if self._fit is not None and self._is_due(trainer) and self._fit.is_new(trainer):
+            self._log.log(trainer, pl_module, self._measure(self._fit, trainer, pl_module))
 
-    def _measure(self, session: Session, trainer: Trainer, pl_module: LightningModule) -> Record:
-        result = session.measure(trainer, pl_module, last=self.certificate)
+    def _measure(self, fit: MonitoredFit, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        result = fit.measure(trainer, pl_module, last=self.certificate)
         self.certificate = result.certificate
-        self.history.append(result.record.plain())
-        self._report.warn(result)
-        return result.record
+        self.history.append(asdict(result.entry))
+        for subject, sentence in result.warnings(self.max_lipschitz).items():
+            self._warned(subject, f"`LipschitzCallback` in {sentence}")
+        return result.entry.metrics()
+
+    def _subject(self, fit: MonitoredFit, trainer: Trainer, pl_module: LightningModule) -> Subject:
+        if self.certificate is None:
+            raise LipschitzError("nothing could be certified.")
+        return fit.subject(trainer, pl_module, self.certificate, key=self._log.prefix, history=self.history)
 
     # State and checkpoints
 
-    @property
-    def state_key(self) -> str:
-        return self._generate_state_key(**Choice.of(self).state)
-
     def state_dict(self) -> dict[str, Any]:
         certificate = None if self.certificate is None else to_plain(self.certificate)
-        held = {} if self._session is None or self._session.held is None else {"held": self._session.held}
-        return {"history": [dict(record) for record in self.history], "certificate": certificate} | held
+        return super().state_dict() | {"certificate": certificate}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history = [dict(record) for record in state_dict["history"]]
+        super().load_state_dict(state_dict)
         certificate = state_dict["certificate"]
-        if self._session is not None:
-            self._session.held = state_dict.get("held")
         self.certificate = None if certificate is None else from_plain(certificate)
 
-    only_looks_on = True
-
-    def around_save(self, trainer: Trainer, pl_module: LightningModule) -> AbstractContextManager[None]:
-        """What stands around every save of the Trainer, see :class:`~lightning_lipschitz.callbacks._saver.Saver`."""
-        return nullcontext() if self._gates is None else self._gates.around_save(pl_module)
-
     def _stamp(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        certificate, session = self.certificate, self._session
-        if certificate is not None and session is not None and session.certifies(certificate, pl_module, checkpoint):
-            checkpoint[self._report.prefix] = to_plain(certificate)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what points into the run: the Trainer's methods, the trace, the gate, the process group."""
-        state = self.__dict__ | {"_session": None, "_gates": None}
-        return {name: value for name, value in state.items() if name not in ("log", "log_dict")}
+        certificate, fit = self.certificate, self._fit
+        if certificate is not None and fit is not None and fit.certifies(certificate, pl_module, checkpoint):
+            checkpoint[self._log.prefix] = to_plain(certificate)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from lightning_lipschitz.demo.rounded import up
-from lightning_lipschitz.demo.training import MAX_LIPSCHITZ, RADII, Epoch, Outcome
+from lightning_lipschitz.demo.training import MAX_LIPSCHITZ, RADII, Epoch, Trained
 from lightning_lipschitz.errors import MissingExtraError
+from lightning_lipschitz.report.numbers import hundredths_up
 
 # Okabe and Ito, "Color universal design", 2008; the dashes tell the lines apart without colour.
 COLOURS = {"plain": "#000000", "CLIP": "#0072b2", "ADMM": "#d55e00"}
@@ -18,7 +18,7 @@ DASHES = {"plain": "-", "CLIP": (0, (5, 1.5)), "ADMM": (0, (1.5, 1))}
 _GREY = "#999999"
 
 
-def draw(rows: Sequence[Epoch], outcomes: Sequence[Outcome], data: str, path: Path) -> Path:
+def draw(rows: Sequence[Epoch], outcomes: Sequence[Trained], data: str, path: Path) -> Path:
     """Left: the certified bounds over training. Right: what they are worth, certified accuracy against the radius.
 
     Args:
@@ -43,11 +43,11 @@ def draw(rows: Sequence[Epoch], outcomes: Sequence[Outcome], data: str, path: Pa
     return path
 
 
-def _line(outcome: Outcome) -> dict[str, Any]:
+def _line(outcome: Trained) -> dict[str, Any]:
     return {"color": COLOURS[outcome.name], "linestyle": DASHES[outcome.name], "linewidth": 2}
 
 
-def _draw_bounds(axes: Any, rows: Sequence[Epoch], outcomes: Sequence[Outcome]) -> None:
+def _draw_bounds(axes: Any, rows: Sequence[Epoch], outcomes: Sequence[Trained]) -> None:
     epochs = [row.epoch for row in rows]
     axes.plot(epochs, [row.product for row in rows], color=_GREY, label="plain: product of spectral norms")
     for outcome in outcomes:
@@ -63,12 +63,14 @@ def _draw_bounds(axes: Any, rows: Sequence[Epoch], outcomes: Sequence[Outcome]) 
     axes.grid(alpha=0.3)
 
 
-def _draw_accuracy(axes: Any, outcomes: Sequence[Outcome]) -> None:
+def _draw_accuracy(axes: Any, outcomes: Sequence[Trained]) -> None:
     radii = torch.linspace(0.0, 0.8, 161).tolist()
     for outcome in outcomes:
         accuracy = [100 * outcome.certified_accuracy(radius) for radius in radii]
         held = f" held to {MAX_LIPSCHITZ:g}" if outcome.name == "ADMM" else ""
-        bound = f"{outcome.name}{held}: L ≤ {up(outcome.certificate.upper_bound)}, {outcome.accuracy:.1%} right"
+        bound = (
+            f"{outcome.name}{held}: L ≤ {hundredths_up(outcome.certificate.upper_bound)}, {outcome.accuracy:.1%} right"
+        )
         axes.plot(radii, accuracy, label=bound, **_line(outcome))
     for radius in RADII:
         axes.axvline(radius, color=_GREY, linewidth=0.8)

@@ -45,4 +45,4 @@ class Classifier(LightningModule):
 
 
 class ClippedClassifier(CLIPMixin, Classifier):
-    """The same, and nothing else."""
+    """A :class:`Classifier` with CLIP, and nothing else."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lightning_lipschitz.demo.data import load_digits
 from lightning_lipschitz.demo.figure import draw
-from lightning_lipschitz.demo.report import report
-from lightning_lipschitz.demo.training import Epoch, Outcome, train_admm, train_clip, train_plain
+from lightning_lipschitz.demo.tables import print_tables
+from lightning_lipschitz.demo.training import Epoch, Trained, train_admm, train_clip, train_plain
 from lightning_lipschitz.errors import ArgumentError, MissingExtraError
 
 try:
@@ -23,7 +23,7 @@ class Demo:
     """The rows of its two tables: the epochs of plain training; plain, CLIP and ADMM side by side."""
 
     epochs: tuple[Epoch, ...]
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[Trained, ...]
 
 
 def run(data_dir: str | None = None, epochs: int = 30, output: str | os.PathLike[str] = "demo_output") -> Demo:
@@ -31,7 +31,7 @@ def run(data_dir: str | None = None, epochs: int = 30, output: str | os.PathLike
 
     Args:
         data_dir: folder of MNIST's IDX files, for which fewer epochs do; None for scikit-learn's digits.
-        epochs: of each training.
+        epochs: length of each training.
         output: folder for the picture, the TensorBoard logs with their checkpoints, and the certificates.
 
     Returns:
@@ -46,5 +46,5 @@ def run(data_dir: str | None = None, epochs: int = 30, output: str | os.PathLike
     plain, rows = train_plain(data, epochs, folder)
     outcomes = plain, train_clip(data, epochs, folder), train_admm(data, epochs, folder)
     picture = draw(rows, outcomes, data.name, folder / "demo.png")
-    report(rows, outcomes, picture, folder)
+    print_tables(rows, outcomes, picture, folder)
     return Demo(tuple(rows), outcomes)

@@ -42,16 +42,16 @@ class Epoch:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class Trained:
     """What came out of one training.
 
     Attributes:
-        accuracy: of the test images, in [0, 1].
+        accuracy: share of the test images that are right, in [0, 1].
         lower: slope of the steepest pair found.
-        certificate: of the trained weights.
+        certificate: certificate of the trained weights.
         radii: certified l2 radius of each test image, 0 where it is classified wrong.
-        seconds: of training; for plain and CLIP without the time that certifying each epoch took, which changes
-            nothing in these two.
+        seconds: time of training; for plain and CLIP without that of certifying each epoch, which changes nothing in
+            these two.
         history: the certified bound of each epoch.
     """
 
@@ -69,7 +69,7 @@ class Outcome:
         return float((self.radii > radius).double().mean())
 
 
-class Rows(Callback):
+class EpochCollector(Callback):
     """Collects a row an epoch; the product of norms is certified here, beside the callback's own bound."""
 
     def __init__(self, monitor: LipschitzCallback) -> None:
@@ -85,27 +85,27 @@ class Rows(Callback):
         self.rows.append(Epoch(last["epoch"], accuracy, last["lower_bound"], last["upper_bound"], product))
 
 
-def train_plain(data: Digits, epochs: int, output: Path) -> tuple[Outcome, list[Epoch]]:
+def train_plain(data: Digits, epochs: int, output: Path) -> tuple[Trained, list[Epoch]]:
     """No word of Lipschitz constants in the training; certified every epoch."""
     watch = LipschitzCallback()
-    rows = Rows(watch)
+    rows = EpochCollector(watch)
     outcome = _train("plain", Classifier, data, epochs, output, watch, rows)
     return outcome, rows.rows
 
 
-def train_clip(data: Digits, epochs: int, output: Path) -> Outcome:
+def train_clip(data: Digits, epochs: int, output: Path) -> Trained:
     """``CLIPMixin`` as it is, certified every epoch."""
     return _train("CLIP", ClippedClassifier, data, epochs, output, LipschitzCallback())
 
 
-def train_admm(data: Digits, epochs: int, output: Path) -> Outcome:
+def train_admm(data: Digits, epochs: int, output: Path) -> Trained:
     """``LipschitzADMM`` as it is: every epoch's weights meet the bound."""
     return _train("ADMM", Classifier, data, epochs, output, LipschitzADMM(max_lipschitz=MAX_LIPSCHITZ))
 
 
 def _train(
     name: str, kind: type[Classifier], data: Digits, epochs: int, output: Path, watch: Watch, *more: Callback
-) -> Outcome:
+) -> Trained:
     pl.seed_everything(0, verbose=False)
     model = kind((data.train[0].shape[1], *HIDDEN[data.name], 10))
     logger = pl.loggers.TensorBoardLogger(output / "tensorboard", name=name)
@@ -134,8 +134,8 @@ def _fit(model: Classifier, data: Digits, epochs: int, callbacks: list[Callback]
     return time.perf_counter() - start
 
 
-def _measured(name: str, model: Classifier, data: Digits, seconds: float, history: tuple[float, ...]) -> Outcome:
-    """In float64, so that radii are those of the weights and not of rounding."""
+def _measured(name: str, model: Classifier, data: Digits, seconds: float, history: tuple[float, ...]) -> Trained:
+    """What is measured of a training; in float64, so that radii are those of the weights and not of rounding."""
     x, y = data.test[0].double(), data.test[1]
     model.eval().double()
     pairs = pairwise_bounds(model, refine=False)
@@ -144,4 +144,4 @@ def _measured(name: str, model: Classifier, data: Digits, seconds: float, histor
     accuracy = float((logits.argmax(1) == y).double().mean())
     radii = certified_radius(logits, torch.from_numpy(pairs.matrix.copy()), y, logit_error=_LOGIT_ERROR)
     lower = api.lower_bound(model, x[:256]).value
-    return Outcome(name, model, accuracy, lower, api.certify(model), radii, seconds, history)
+    return Trained(name, model, accuracy, lower, api.certify(model), radii, seconds, history)

@@ -1,4 +1,4 @@
-"""What the metrics of certified radii share: the constant, the units, the radii of a batch."""
+"""The base of the metrics of certified radii: the constant, the units, the radii of a batch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from lightning_lipschitz.certificate import Certificate, require_proved
 from lightning_lipschitz.errors import ArgumentError
 from lightning_lipschitz.functional.robustness import certified_radius
-from lightning_lipschitz.metrics._apart import Apart
 from lightning_lipschitz.pairwise import PairwiseBounds
 from lightning_lipschitz.real import real_array
 
@@ -21,17 +21,23 @@ Lipschitz: TypeAlias = float | Tensor | Certificate | PairwiseBounds
 Scale: TypeAlias = float | Sequence[float] | Tensor
 
 
-class RadiusMetric(Apart):
+class RadiusMetric(Metric):
     r"""A metric of certified radii in the units of raw inputs.
 
     If the model sees ``(x - mean) / std`` channel by channel, then a change dx of the raw input is one of
     ``|dx / std| <= |dx| / min(std)`` of what the model sees, so a radius of the model times min(std) is one of raw
     inputs. That is ``scale``: the ``std`` of the normalisation, and 1 where the model normalises by itself or radii in
     normalised units are wanted.
+
+    A ``MetricCollection`` lets metrics share states that were equal after the first batch. Those of different radii or
+    constants often are, and go apart later. ``nothing`` keeps them apart: NaN equals none, not even itself.
     """
+
+    nothing: Tensor
 
     def __init__(self, lipschitz: Lipschitz | None, scale: Scale, logit_error: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.add_state("nothing", torch.tensor(torch.nan), dist_reduce_fx="sum")
         self.lipschitz = lipschitz
         self.scale = _smallest(scale)
         if not (isinstance(logit_error, (int, float)) and 0 <= logit_error < math.inf):

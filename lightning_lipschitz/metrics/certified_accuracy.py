@@ -26,7 +26,7 @@ class CertifiedAccuracy(RadiusMetric):
             set the attribute later, as in each epoch of a training.
         scale: ``std`` of the normalisation in front of the model, a number or one a channel (the smallest counts).
         logit_error: no logit is further than this from the model's in real arithmetic.
-        kwargs: of ``torchmetrics.Metric``.
+        kwargs: keyword arguments of ``torchmetrics.Metric``.
 
     ``update(logits, target)`` takes logits, shape (batch, classes), or (batch,) and (batch, 1) for a binary classifier
     that decides by the sign, and classes, shape (batch,). ``compute()`` returns the share, a float32

@@ -23,7 +23,7 @@ class CertifiedRadius(RadiusMetric):
         lipschitz: as for :class:`~lightning_lipschitz.CertifiedAccuracy`.
         scale: as for :class:`~lightning_lipschitz.CertifiedAccuracy`.
         logit_error: as for :class:`~lightning_lipschitz.CertifiedAccuracy`.
-        kwargs: of ``torchmetrics.Metric``.
+        kwargs: keyword arguments of ``torchmetrics.Metric``.
 
     ``update(logits, target)`` is that of ``CertifiedAccuracy``. ``compute()`` returns a float64 tensor in the units of
     ``scale``. A quantile is the largest radius that at least a share 1 - q of the inputs reach, one of the radii and

@@ -21,7 +21,7 @@ class LipschitzLowerBound(Metric):
     thumb, that keeps pairs of nearly equal inputs from showing the rounding in place of the slope.
 
     Args:
-        kwargs: of ``torchmetrics.Metric``.
+        kwargs: keyword arguments of ``torchmetrics.Metric``.
 
     ``update(inputs, outputs)``: shapes (batch, ...), flattened; both of the same batch. Pairs at distance zero and
     values that are not finite are left out. ``compute()`` returns a float64 tensor, 0 before there is a pair.

@@ -8,14 +8,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from lightning_lipschitz._lightning import MisconfigurationException
-from lightning_lipschitz.callbacks._arguments import (
+from lightning_lipschitz.functional.clip import Start
+from lightning_lipschitz.lightning_tools.arguments import (
     require,
     require_choice,
     require_count,
     require_flag,
     require_positive,
 )
-from lightning_lipschitz.functional.clip import Start
 
 _OWNER = "CLIPMixin"
 PREFIX = "clip_"
@@ -42,10 +42,10 @@ class ClipConfig:
         metric: logged key that the weight follows, by the discrepancy principle; None for a fixed weight.
         target: the weight rises while the metric is better than this, and falls while it is worse.
         mode: "max" where more is better, as for accuracy; "min", as for a loss.
-        factor: by which the weight rises and falls.
+        factor: quotient by which the weight rises and falls.
         warmup_epochs: before the first change.
         cooldown_epochs: between changes.
-        seed: of the pairs' own random numbers.
+        seed: start of the pairs' own random numbers.
         prog_bar: whether to show the lower bound in the progress bar.
     """
 
@@ -102,7 +102,7 @@ NAMES = tuple(field.name for field in fields(ClipConfig))
 
 
 def configured(module: Any) -> ClipConfig:
-    """From ``clip_...`` attributes of the module or its classes, and on top of them ``configure_clip()``.
+    """Settings in ``clip_...`` attributes of the module or its classes, and on top of them ``configure_clip()``.
 
     Raises:
         MisconfigurationException: a name that is no setting, or a value out of range.

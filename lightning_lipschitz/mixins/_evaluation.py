@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lipschitz._lightning import MisconfigurationException
-from lightning_lipschitz.callbacks._target import uncompiled
+from lightning_lipschitz.extraction.undisturbed import unwrapped
 
 _LOGS = ("log", "log_dict")
 
@@ -44,7 +44,7 @@ class OneTensor:
 
     Args:
         target: the module.
-        name: of it in the model, "" for the model itself.
+        name: its name in the model, "" for the model itself.
 
     Example:
         >>> OneTensor(nn.Linear(2, 1), "net")(torch.ones(3, 2)).shape
@@ -70,7 +70,7 @@ class OneTensor:
         return outputs
 
     def _misconfigured(self, x: Tensor, what: str) -> MisconfigurationException:
-        module = uncompiled(self._target)
+        module = unwrapped(self._target)
         where = f"{type(module).__name__}.forward({', '.join(inspect.signature(module.forward).parameters)})"
         named = f"`{where}` of `{self._name}`" if self._name else f"`{where}`"
         return MisconfigurationException(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lipschitz._lightning import MisconfigurationException
-from lightning_lipschitz.callbacks._target import find_target, uncompiled
+from lightning_lipschitz.extraction.undisturbed import unwrapped
 from lightning_lipschitz.functional.clip import Pairs, ascend, initial_pairs, penalty, quotients
+from lightning_lipschitz.lightning_tools.submodule import find_target
 from lightning_lipschitz.mixins._config import ClipConfig
 from lightning_lipschitz.mixins._evaluation import OneTensor, evaluating
 
@@ -22,7 +23,7 @@ class Regulariser:
 
     Args:
         config: the settings.
-        rank: of the process; pairs differ from one to the next.
+        rank: number of the process; pairs differ from one to the next.
     """
 
     def __init__(self, config: ClipConfig, rank: int = 0) -> None:
@@ -52,7 +53,7 @@ class Regulariser:
         pairs = self._current(_batch(inputs), parameter, step)
         options = {name: getattr(config, name) for name in _OPTIONS}
         function = OneTensor(target, config.module)
-        with evaluating(model, uncompiled(target), parameter.device.type), torch.enable_grad():
+        with evaluating(model, unwrapped(target), parameter.device.type), torch.enable_grad():
             pairs, values = self._climb(function, pairs)
             found = penalty(function, pairs, values, worst=config.worst, squared=config.squared, **options)
         self.last_penalty = float(found.detach())
@@ -71,14 +72,10 @@ class Regulariser:
             function, pairs.chosen(turn), p_in=config.p_in, p_out=config.p_out, within=config.within
         )
         self._next = (self._next + few) % count
-        if few == count:
-            order = turn.argsort()
-            self._pairs, self._values = climbed.chosen(order), values[order]
-        else:
-            known = pairs.u.new_zeros(count) if self._values is None else self._values.to(pairs.u)
-            parts = zip((pairs.u, pairs.v, pairs.step), (climbed.u, climbed.v, climbed.step), strict=True)
-            self._pairs = Pairs(*(old.index_copy(0, turn, new) for old, new in parts))
-            self._values = known.index_copy(0, turn, values)
+        known = pairs.u.new_zeros(count) if self._values is None else self._values.to(pairs.u)
+        parts = zip((pairs.u, pairs.v, pairs.step), (climbed.u, climbed.v, climbed.step), strict=True)
+        self._pairs = Pairs(*(old.index_copy(0, turn, new) for old, new in parts))
+        self._values = known.index_copy(0, turn, values)
         return self._pairs, self._values
 
     def _current(self, inputs: Tensor, like: Tensor, step: int) -> Pairs:
@@ -107,7 +104,7 @@ class Regulariser:
         like = next(target.parameters())
         pairs = self._pairs.to(like)
         options = {name: getattr(self.config, name) for name in _OPTIONS}
-        with evaluating(model, uncompiled(target), like.device.type):
+        with evaluating(model, unwrapped(target), like.device.type):
             return float(quotients(OneTensor(target, self.config.module), pairs.u, pairs.v, **options).max())
 
     # State
@@ -122,7 +119,7 @@ class Regulariser:
         return state
 
     def load(self, plain: dict[str, Any]) -> None:
-        """The inverse of :meth:`plain`; the pairs are those of rank 0, and other ranks draw new ones."""
+        """Go on from what :meth:`plain` gave; the pairs are those of rank 0, and other ranks draw new ones."""
         self.weight, self.cooldown = plain["weight"], plain["cooldown"]
         self._next, self._draws, self._drawn_at = (plain[name] for name in ("next", "draws", "drawn_at"))
         self._not_mine = self._rank > 0

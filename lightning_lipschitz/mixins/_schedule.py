@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from lightning_lipschitz._lightning import Callback, LightningModule, MisconfigurationException, Trainer
-from lightning_lipschitz.callbacks._report import Report, Values
+from lightning_lipschitz.lightning_tools.log import MetricLog, validates_training
 from lightning_lipschitz.mixins._regulariser import Regulariser
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ClipSchedule(Callback):
         self._restored = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if validates_training(trainer):
             self._log(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,8 +60,7 @@ class ClipSchedule(Callback):
             return
         self._logged = trainer.global_step
         values = {"lower_bound": bound, "weight": regulariser.weight, "penalty": regulariser.last_penalty}
-        report = Report("clip", regulariser.config.prog_bar, shown="lower_bound")
-        report.log(trainer, pl_module, Values(values))
+        MetricLog("clip", regulariser.config.prog_bar, shown="lower_bound").log(trainer, pl_module, values)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self._regulariser is None else self._regulariser.plain()
@@ -70,7 +69,7 @@ class ClipSchedule(Callback):
         self._restored = state_dict or None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what Lightning hangs on to callbacks."""
+        """The attributes without what Lightning hangs on to callbacks."""
         return {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
 
 
@@ -101,7 +100,7 @@ def adapt(regulariser: Regulariser, trainer: Trainer) -> None:
 
 
 def _mean_over_ranks(trainer: Trainer, metric: str) -> float | None:
-    """None where any process lacks it; a collective, so that no process raises alone and leaves the others waiting."""
+    """The metric's mean; None where any process lacks it, so that no process raises alone and leaves others waiting."""
     value = trainer.callback_metrics.get(metric)
     here = torch.tensor(
         [0.0 if value is None else float(value), float(value is None)], device=trainer.strategy.root_device

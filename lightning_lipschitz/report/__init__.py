@@ -7,7 +7,7 @@ from lightning_lipschitz.report.content import Content, Subject, gather
 from lightning_lipschitz.report.figures import draw_all
 from lightning_lipschitz.report.history import readable
 from lightning_lipschitz.report.page import require_libraries, write_page
-from lightning_lipschitz.report.predictions import PredictionLog, Predictions
+from lightning_lipschitz.report.predictions import PredictionLog, Predictions, predict
 
 __all__ = [
     "Content",
@@ -16,6 +16,7 @@ __all__ = [
     "Subject",
     "draw_all",
     "gather",
+    "predict",
     "readable",
     "require_libraries",
     "write_page",

@@ -9,10 +9,9 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar, cast
 
-import torch
 from torch import Tensor
 
-from lightning_lipschitz.bounds.lower import steepest_pair
+from lightning_lipschitz.bounds.lower import sampled_slope
 from lightning_lipschitz.certificate import Certificate, require_proved
 from lightning_lipschitz.errors import CertificateError, LipschitzError
 from lightning_lipschitz.extraction.reading import ReadNetwork
@@ -26,7 +25,6 @@ T = TypeVar("T")
 
 MANY_CLASSES = 20  # 190 pairs; beyond, their constants are searched on demand only
 LONG = 30.0  # seconds that the certificate took; beyond, the pairs are left to whoever asks for them
-_SAMPLED, _PAIRS, _ASCENT_STEPS = 64, 8, 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,19 +34,19 @@ class Subject:
     Args:
         certificate: proved of ``network``.
         network: explicit, or a graph.
-        key: of the certificate in a checkpoint.
+        key: name of the certificate in a checkpoint.
         module: dotted name of the submodule that it speaks about, "" for the model.
         model: name of the model's class, "" where it is not known.
         source: where all this comes from, in words.
         checkpoint: the file, for the commands on the page.
         history: the callback's.
         unreadable: records in the file that are left out of it.
-        lower_bound: of the network, sampled.
+        lower_bound: sampled lower bound of the network.
         extraction: the network with its activations, where there is a module; else no slopes of parts are sampled.
         inputs: shape (batch, input_size), where such samples start.
-        predictions: of the network on labelled data.
+        predictions: what the network says of labelled data.
         pairs: whether to bound all differences of two outputs; None for where it is a classifier and cheap.
-        why_not: by section, why its facts are missing.
+        why_not: reasons why facts are missing, by section.
     """
 
     certificate: Certificate
@@ -116,7 +114,7 @@ def _lower_bound(subject: Subject, layers: Sequence[LayerBound]) -> float | None
 
 
 def versions() -> dict[str, str]:
-    """Of everything that took part."""
+    """Versions of everything that took part."""
     found = {"Python": platform.python_version()}
     for name in ("lightning-lipschitz", "torch", "pytorch-lightning", "lightning", "numpy", "scipy"):
         try:
@@ -146,11 +144,7 @@ def _sampler(extraction: ReadNetwork | None, inputs: Tensor | None) -> Callable[
     def sample(part: Prefix) -> float:
         units = tuple(extraction.units[layer] for layer in part.layers)
         function = ReadNetwork(part.network, units, extraction.resolution).function()
-        generator = torch.Generator().manual_seed(0)
-        found = steepest_pair(
-            function, inputs, steps=_ASCENT_STEPS, pairs=_PAIRS, sampled=_SAMPLED, generator=generator
-        )
-        return found.value
+        return sampled_slope(function, inputs)
 
     return sample
 

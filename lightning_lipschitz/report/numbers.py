@@ -36,6 +36,21 @@ def near(value: float | None, digits: int = 3) -> str:
     return _printed(value, digits, ROUND_HALF_EVEN)
 
 
+def hundredths_up(bound: float) -> str:
+    """An upper bound with two decimals, not below it.
+
+    Example:
+        >>> hundredths_up(2.301), hundredths_down(2.309)
+        ('2.31', '2.30')
+    """
+    return _decimals(bound, "0.01", ROUND_CEILING)
+
+
+def hundredths_down(bound: float) -> str:
+    """A lower bound with two decimals, not above it."""
+    return _decimals(bound, "0.01", ROUND_FLOOR)
+
+
 def percent(share: float | None) -> str:
     """A share that is claimed to be reached, in per cent, rounded down to tenths.
 
@@ -45,8 +60,11 @@ def percent(share: float | None) -> str:
     """
     if share is None:
         return "–"
-    tenths = (Decimal(share) * 100).quantize(Decimal("0.1"), rounding=ROUND_FLOOR)
-    return f"{tenths} %"
+    return _decimals(Decimal(share) * 100, "0.1", ROUND_FLOOR) + " %"
+
+
+def _decimals(value: float | Decimal, last: str, rounding: str) -> str:
+    return str(Decimal(value).quantize(Decimal(last), rounding=rounding))
 
 
 def _printed(value: float | None, digits: int, rounding: str) -> str:

@@ -35,7 +35,7 @@ class Picture:
 
 
 def require_libraries() -> None:
-    """Before long work starts.
+    """Refuse to begin where jinja2 or matplotlib is missing, before long work starts.
 
     Raises:
         MissingExtraError: jinja2 or matplotlib is not installed.
@@ -49,8 +49,8 @@ def write_page(content: Content, path: str | os.PathLike[str]) -> Path:
     """Write the page, and its folder if there is none.
 
     Args:
-        content: of :func:`~lightning_lipschitz.report.gather`.
-        path: of the file; an older one is replaced when the new one is complete.
+        content: what the page says, see :func:`~lightning_lipschitz.report.gather`.
+        path: file for the page; an older one is replaced when the new one is complete.
 
     Returns:
         The path.

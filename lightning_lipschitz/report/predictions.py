@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_lipschitz._lightning import isolated_rng
+from lightning_lipschitz.extraction.undisturbed import computes_in, undisturbed
 from lightning_lipschitz.functional.robustness import certified_radius, margins
 from lightning_lipschitz.graph.network import Array
 
@@ -54,12 +56,26 @@ class PredictionLog:
             self._batches.append((logits.detach().cpu(), target.detach().cpu().reshape(-1)))
 
     def predictions(self, whose: str = "inputs", digest: str = "") -> Predictions | None:
-        """Of all batches; None where there was none."""
+        """Predictions of all batches; None where there was none."""
         if not self._batches:
             return None
         logits, target = (torch.cat(parts) for parts in zip(*self._batches, strict=True))
         words = f"the first {len(target)} {whose}" if self.full else f"{len(target)} {whose}"
         return Predictions(logits, target, words, digest)
+
+
+def predict(module: nn.Module, x: Tensor) -> Tensor:
+    """Logits in evaluation mode, of the module's own precision; user code does not notice.
+
+    Raises:
+        TypeError: the output is no tensor of shape (batch,) or (batch, classes).
+    """
+    with isolated_rng(), undisturbed(module):
+        logits = module(x.to(computes_in(module, x).dtype) if x.is_floating_point() else x)
+    if not isinstance(logits, Tensor) or logits.ndim > 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise TypeError(f"the output is {found}.")
+    return logits
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,8 +34,8 @@ class LayerBound:
     """A line of the table.
 
     Attributes:
-        name: of the layer, as extracted.
-        width: of its output.
+        name: name of the layer, as extracted.
+        width: number of its outputs.
         norm: certified spectral norm of its matrix; None where none was proved.
         product: certified bound of the map to its pre-activations by norms alone; None where there is none.
         bound: the best certified bound of that map.
@@ -57,7 +57,7 @@ class Prefix:
     """The map to the pre-activations of one layer.
 
     Attributes:
-        network: of the layers that the map goes through.
+        network: the layers that the map goes through.
         layers: their numbers in the whole, from 0.
     """
 
@@ -100,7 +100,7 @@ def layer_bounds(
     """One line a layer, the last of the bound of the whole.
 
     Args:
-        certificate: of ``network``.
+        certificate: certificate of ``network``.
         network: explicit, or a graph; of the latter, the bounds that its proof goes through are read off.
         sample: gives a lower bound of the constant of a part.
         time_limit: seconds for all of it.
@@ -136,7 +136,7 @@ def _name(network: Network, k: int) -> str:
 
 
 def _norm(affine: Affine) -> float:
-    """Of all that the layer reads, side by side."""
+    """Certified norm of the matrices of all that the layer reads, side by side."""
     matrix = np.concatenate([term.matrix for term in affine.terms], axis=1)
     rounding = sum((Fraction(term.rounding) for term in affine.terms), start=Fraction(0))
     return norm_upper_bound(matrix, round_up(rounding))
@@ -150,7 +150,7 @@ def _product(network: Network) -> float | None:
 
 
 def _bound(network: Network, certificate: Certificate, clock: Clock, left: int) -> float:
-    """By the method of the whole; "auto" for LipSDP, which splits what is too deep. Each part has its share of time."""
+    """Bound of a part, by the method of the whole; "auto" for LipSDP, which splits what is too deep."""
     method: Method = certificate.method if certificate.method in _CHEAP else "auto"  # type: ignore[assignment]
     limit = None if clock.left is None else max(clock.left / max(left, 1), 1e-3)
     return certify_network(network, Settings(method, rtol=1e-3, time_limit=limit)).upper_bound

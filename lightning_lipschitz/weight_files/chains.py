@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +17,24 @@ import numpy.typing as npt
 from lightning_lipschitz.errors import NoChainError
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies in a weight file, before its numbers are read.
+
+    Attributes:
+        shapes: names and shapes of everything, in the order of the file.
+        read: the numbers of one name, float64.
+        ordered: whether the order of the file means anything.
+        module: whether the names are those of a module's state dict.
+    """
+
+    shapes: Shapes
+    read: Callable[[str], npt.NDArray[np.float64]]
+    ordered: bool = True
+    module: bool = False
+
 
 _LISTED = 8  # sizes that are written out
 
@@ -53,7 +72,7 @@ def chain_of_arrays(shapes: Shapes, ordered: bool) -> list[str]:
     """The names of the matrices, first layer first, of a file of arrays with names of the user's own.
 
     Args:
-        shapes: of everything in the file, in its order.
+        shapes: shapes of everything in the file, in its order.
         ordered: whether that order means anything.
 
     Raises:
@@ -122,7 +141,7 @@ def _is_bias(name: str) -> bool:
 
 
 def _numbers(names: Iterable[str]) -> dict[str, int] | None:
-    """By name, its number; None where the names are not one name and a number each, as 0, 2 or fc1, fc2."""
+    """Numbers by name; None where the names are not one name and a number each, as 0, 2 or fc1, fc2."""
     found = {name: re.fullmatch(r"(.*?)(\d{1,9})\.?", name) for name in names}
     stems = {match and match[1] for match in found.values()}
     numbers = {name: int(match[2]) for name, match in found.items() if match is not None}

@@ -13,7 +13,7 @@ import numpy as np
 
 from lightning_lipschitz.archive import allowed, refuse_beyond
 from lightning_lipschitz.real import real_array
-from lightning_lipschitz.weight_files.listing import Listing
+from lightning_lipschitz.weight_files.chains import Listing
 
 _COMPRESSED = 15  # kind of an element of a file of version 5
 _CHUNK = 2**16

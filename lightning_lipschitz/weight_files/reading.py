@@ -1,4 +1,4 @@
-"""From the name of a file to its matrices."""
+"""Matrices of a file, by the reader for its ending."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import numpy.typing as npt
 from lightning_lipschitz.archive import opened
 from lightning_lipschitz.errors import ArgumentError, LipschitzError, NoChainError, ShapeError, WeightFileError
 from lightning_lipschitz.real import real_array
-from lightning_lipschitz.weight_files.chains import chain_of_arrays, chain_of_state_dict
-from lightning_lipschitz.weight_files.listing import Listing
+from lightning_lipschitz.weight_files.chains import Listing, chain_of_arrays, chain_of_state_dict
 from lightning_lipschitz.weight_files.matlab import matlab_listing
 from lightning_lipschitz.weight_files.tensors import safetensors_listing, torch_listing
 

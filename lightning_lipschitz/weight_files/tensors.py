@@ -17,7 +17,7 @@ import torch
 from lightning_lipschitz.archive import SMALL, allowed, refuse_beyond
 from lightning_lipschitz.errors import MissingExtraError, NoChainError
 from lightning_lipschitz.real import real_array
-from lightning_lipschitz.weight_files.listing import Listing
+from lightning_lipschitz.weight_files.chains import Listing
 
 
 def load_torch(path: str | os.PathLike[str]) -> Any:

@@ -18,7 +18,7 @@ from lightning_lipschitz.bounds.composed import certify_graph
 from lightning_lipschitz.bounds.lower import steepest_pair
 from lightning_lipschitz.bounds.search import certify_network
 from lightning_lipschitz.bounds.settings import Settings
-from lightning_lipschitz.callbacks._measure import measure
+from lightning_lipschitz.callbacks._measurement import measure
 from lightning_lipschitz.certificate import Norms, Status, prove, prove_composition
 from lightning_lipschitz.certificate.operators import cheap_node_norm, node_norm, node_norm_holds
 from lightning_lipschitz.certificate.spectral import cheap_norm_upper_bound, norm_holds

@@ -5,8 +5,8 @@ import pytest
 
 from lightning_lipschitz._lightning import MisconfigurationException
 from lightning_lipschitz.callbacks import LipschitzCallback
-from lightning_lipschitz.callbacks._target import refuse_sharded
 from lightning_lipschitz.errors import LipschitzError
+from lightning_lipschitz.lightning_tools.ranks import refuse_sharded
 from tests.modules import Classifier, DictBatches, Idle, Pair, Uncertifiable, UncertifiableWithExample
 
 BAD = [

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lightning_lipschitz as ll
-from lightning_lipschitz.callbacks._stamp import from_plain
+from lightning_lipschitz.checkpoint_files import from_plain
 from lightning_lipschitz.extraction import Extractor
 from tests.callbacks.ddp_constrained_run import BOUND
 from tests.modules import INPUTS, body

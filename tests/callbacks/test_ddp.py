@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lightning_lipschitz import api
-from lightning_lipschitz.callbacks._stamp import from_plain
+from lightning_lipschitz.checkpoint_files import from_plain
 from lightning_lipschitz.extraction import Extractor
 from tests.callbacks.ddp_run import Deep
 from tests.modules import INPUTS, Bypassed, Classifier, Noisy

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_lipschitz.callbacks._inputs import InputCapture
+from lightning_lipschitz.lightning_tools.inputs import InputCapture
 
 
 class TwoArguments(nn.Module):

@@ -10,9 +10,9 @@ from pytorch_lightning.callbacks.stochastic_weight_avg import StochasticWeightAv
 
 from lightning_lipschitz import api
 from lightning_lipschitz.callbacks import LipschitzCallback
-from lightning_lipschitz.callbacks._hooks import SaveGate
-from lightning_lipschitz.callbacks._stamp import from_plain
+from lightning_lipschitz.checkpoint_files import from_plain
 from lightning_lipschitz.extraction import Extractor
+from lightning_lipschitz.lightning_tools.saving import SaveGate
 from tests.modules import INPUTS, Classifier, Manual, Noisy, loader
 
 KEY = "lipschitz/upper_bound"

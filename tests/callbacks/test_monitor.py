@@ -14,8 +14,8 @@ from lightning_lipschitz import Status, api
 from lightning_lipschitz.bounds import search
 from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.settings import Settings
-from lightning_lipschitz.callbacks import LipschitzCallback, _measure
-from lightning_lipschitz.callbacks._watch import Watched
+from lightning_lipschitz.callbacks import LipschitzCallback, _measurement
+from lightning_lipschitz.callbacks._submodule import Submodule
 from tests.helpers import chain
 from tests.models import Lambda
 from tests.modules import INPUTS, Bypassed, Classifier, Diverging, NoForward, Noisy, Pair, WithExample, loader
@@ -226,7 +226,7 @@ SLOW = {
 def test_without_a_limit_a_fit_does_not_wait_for_the_search(name, fit, monkeypatch):
     """Here the minute that "auto" optimises for is over at once."""
     monkeypatch.setattr(search, "SEARCH_SECONDS", 0.0)
-    monkeypatch.setattr(_measure, "_LEAST_SAMPLING", 0.05)
+    monkeypatch.setattr(_measurement, "_LEAST_SAMPLING", 0.05)
     callback, module = LipschitzCallback(), Classifier(lr=0.05)
     module.net = SLOW[name]()
     with pytest.warns(UserWarning, match=r"The time limit was reached.*The upper bound logged is"):
@@ -257,7 +257,7 @@ SAMPLING = {
 def test_how_long_the_lower_bound_is_sampled(name, wanted, monkeypatch):
     (limit, took), expected = SAMPLING[name]
     now, given = [0.0], []
-    monkeypatch.setattr(_measure, "Clock", lambda limit: Clock(limit, lambda: now[0]))
+    monkeypatch.setattr(_measurement, "Clock", lambda limit: Clock(limit, lambda: now[0]))
 
     def read():
         now[0] += took
@@ -269,7 +269,7 @@ def test_how_long_the_lower_bound_is_sampled(name, wanted, monkeypatch):
         return 0.1
 
     settings = Settings("closed-form", rtol=1e-4, time_limit=limit)
-    record = _measure.measure(read, sample if wanted else None, settings, None, (0, 0)).record
+    record = _measurement.measure(read, sample if wanted else None, settings, None, (0, 0)).entry
     assert given == pytest.approx([expected] if wanted else [])
     assert record.lower_bound == (0.1 if wanted else None)
     assert record.seconds == pytest.approx(took + sum(given))
@@ -296,14 +296,14 @@ class Restoring(Classifier):
 @pytest.mark.parametrize("chosen", [{"input": 0}, {"input": "mask"}, {"module": "encoder"}], ids=str)
 @pytest.mark.parametrize("limit", [None, 1e-3])
 def test_the_lower_bound_of_an_image_network_takes_as_long_as_it_may(chosen, limit, fit, monkeypatch):
-    given, real = [], Watched.lower_bound
+    given, real = [], Submodule.lower_bound
 
     def sampled(self, root, seconds):
         given.append(seconds)
         return real(self, root, seconds)
 
-    monkeypatch.setattr(Watched, "lower_bound", sampled)
-    monkeypatch.setattr(_measure, "_LEAST_SAMPLING", 0.02)
+    monkeypatch.setattr(Submodule, "lower_bound", sampled)
+    monkeypatch.setattr(_measurement, "_LEAST_SAMPLING", 0.02)
     callback = LipschitzCallback(method="closed-form", time_limit=limit, **chosen)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*The upper bound logged is")  # where the limit is over at once
@@ -327,7 +327,7 @@ def test_a_lower_bound_that_fails_costs_only_itself(fit, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no pair")
 
-    monkeypatch.setattr("lightning_lipschitz.callbacks._watch.steepest_pair", broken)
+    monkeypatch.setattr("lightning_lipschitz.callbacks._submodule.sampled_slope", broken)
     callback = LipschitzCallback(method="closed-form")
     with pytest.warns(UserWarning, match="no lower bound was sampled: RuntimeError: no pair"):
         trainer = fit(Classifier(), callback)

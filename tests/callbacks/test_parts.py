@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_lipschitz as ll
 from lightning_lipschitz._lightning import MisconfigurationException
 from lightning_lipschitz.callbacks import stamped_certificates
-from lightning_lipschitz.callbacks._choice import Choice
-from lightning_lipschitz.callbacks._constrained import ConstrainedWeights
-from lightning_lipschitz.callbacks._inputs import plain
+from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights
 from lightning_lipschitz.checkpoint_report import report_checkpoint
 from lightning_lipschitz.errors import ArgumentError, ExtractionError
+from lightning_lipschitz.lightning_tools.inputs import plain
+from lightning_lipschitz.lightning_tools.submodule import Choice
 from tests.callbacks.files import MESSAGES
 from tests.modules import UNAVOIDABLE
 
@@ -244,7 +244,7 @@ def watched(callback, seen):
 
     def hook(trainer, pl_module):
         before(trainer, pl_module)
-        seen.append(set(callback.constrained_names()))
+        seen.append(set(callback.bounded_names()))
 
     return hook
 
@@ -384,12 +384,12 @@ def test_a_forward_of_several_that_nobody_calls_needs_an_example(tmp_path):
 
 def test_processes_must_hold_other_inputs_at_the_same_values():
     model = made(Denoiser)
-    heard = ConstrainedWeights(Choice("", "x"), "LipschitzADMM", BOUND, many=True)
+    heard = BoundedWeights(Choice("", "x"), "LipschitzADMM", BOUND, many=True)
     heard.start(model)
     model(X[:4], LEVEL[:4])
     with pytest.raises(MisconfigurationException, match="example_input_array"):
         heard.trace(model)
-    given = ConstrainedWeights(Choice("", "x"), "LipschitzADMM", BOUND, many=True)
+    given = BoundedWeights(Choice("", "x"), "LipschitzADMM", BOUND, many=True)
     given.start(made(WithExample))
     assert given.traced
 

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from pytorch_lightning.loggers import CSVLogger
 
 from lightning_lipschitz.callbacks import LipschitzCallback
-from lightning_lipschitz.callbacks._hooks import SaveGate
+from lightning_lipschitz.lightning_tools.saving import SaveGate
 from tests.modules import Classifier, Noisy, Pair, loader
 
 OURS = ("epoch", "step")

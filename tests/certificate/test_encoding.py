@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lightning_lipschitz import Certificate, certify, verify
-from lightning_lipschitz.callbacks._stamp import from_plain, to_plain
 from lightning_lipschitz.certificate import Split, prove
 from lightning_lipschitz.certificate.encoding import decode, encode
 from lightning_lipschitz.certificate.pieces import pieces
+from lightning_lipschitz.checkpoint_files import from_plain, to_plain
 from tests.helpers import chain
 
 NETWORK = chain((3, 4, 5, 4, 2))

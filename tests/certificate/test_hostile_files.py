@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from lightning_lipschitz import Certificate, certify, verify
-from lightning_lipschitz.callbacks._stamp import from_plain, to_plain
 from lightning_lipschitz.certificate import Split, prove
 from lightning_lipschitz.certificate.pieces import pieces
+from lightning_lipschitz.checkpoint_files import from_plain, to_plain
 from lightning_lipschitz.cli import main
 from lightning_lipschitz.errors import CertificateError
 from tests.helpers import TWO_BY_TWO, chain

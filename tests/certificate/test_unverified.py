@@ -13,10 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_lipschitz as ll
 from lightning_lipschitz.callbacks import stamped_certificates
-from lightning_lipschitz.callbacks._stamp import from_plain, to_plain
 from lightning_lipschitz.certificate import Certificate
 from lightning_lipschitz.certificate.encoding import encode
-from lightning_lipschitz.checkpoint_files import prove_checkpoint
+from lightning_lipschitz.checkpoint_files import from_plain, prove_checkpoint, to_plain
 from lightning_lipschitz.errors import CertificateError
 from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.report import Subject, gather

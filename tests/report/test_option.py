@@ -10,7 +10,7 @@ from torch import nn
 import lightning_lipschitz as ll
 from lightning_lipschitz import report
 from lightning_lipschitz._lightning import MisconfigurationException
-from lightning_lipschitz.callbacks import _page
+from lightning_lipschitz.callbacks import _report_page
 from tests.modules import Bypassed, Classifier, DictBatches, Noisy, Pair, loader
 from tests.report.page import Page, check
 
@@ -140,7 +140,7 @@ def test_a_report_that_fails_costs_a_warning(error, fit, path, monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(_page, "write_page", fail)
+    monkeypatch.setattr(_report_page, "write_page", fail)
     module = Classifier()
     with pytest.warns(UserWarning, match=rf"could not finish its report: {type(error).__name__}: {error}"):
         trainer = fit(module, ll.LipschitzCallback(report=path))

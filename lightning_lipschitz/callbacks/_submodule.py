@@ -11,58 +11,78 @@ from torch.utils._pytree import tree_map
 
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, isolated_rng
 from lightning_lipschitz.bounds.clock import Clock
-from lightning_lipschitz.bounds.lower import steepest_pair
-from lightning_lipschitz.callbacks._choice import Choice, chosen_input, names_of, needs_more
-from lightning_lipschitz.callbacks._inputs import Arguments, InputCapture, plain
-from lightning_lipschitz.callbacks._target import find_target, uncompiled
+from lightning_lipschitz.bounds.lower import sampled_slope
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction import Reader, reader_for
 from lightning_lipschitz.extraction import part as part_of
-from lightning_lipschitz.extraction.undisturbed import undisturbed
+from lightning_lipschitz.extraction.undisturbed import undisturbed, unwrapped
 from lightning_lipschitz.graph import Graph
 from lightning_lipschitz.graph.network import Network
+from lightning_lipschitz.lightning_tools.inputs import (
+    Arguments,
+    InputCapture,
+    chosen_input,
+    names_of,
+    needs_more,
+    plain,
+)
+from lightning_lipschitz.lightning_tools.submodule import Choice, find_target
 
-_SAMPLED, _PAIRS, _ASCENT_STEPS = 64, 8, 30  # 64 climbing 50 steps: five times the time for 2 % more
 
-
-class Watched:
+class Submodule:
     """A submodule by name, in the live model or in a copy of it that holds averaged weights.
 
     Args:
-        model: the live model.
         choice: the submodule, and which of its inputs and outputs. Other inputs are held at the values of the first
             sample that was seen, for as long as this object lives.
         owner: the callback's class, for messages.
-        method: of the certification; "auto" and "composed" may read a graph, all others a network.
-
-    Raises:
-        MisconfigurationException: ``model`` has no such submodule, or that no such input.
+        method: method of the certification; "auto" and "composed" may read a graph, all others a network.
     """
 
-    def __init__(
-        self, model: LightningModule, choice: Choice, owner: str = "LipschitzCallback", method: str = ""
-    ) -> None:
+    def __init__(self, choice: Choice, owner: str, method: str = "") -> None:
         self.name, self._choice = choice.module, choice
         self._method = method
         self._owner = owner
         self.inputs = InputCapture(choice.input)
         self.held: Arguments | None = None  # of one call: other inputs than the chosen one keep these values
+        #: whether the input is the same in every process: it was given, and not heard in a batch
+        self.is_given = False
+        self._names: tuple[str, ...] | None = None  # of its inputs, once it was found
+        self._is_whole_model = False
         self._extractor: Reader[Network | Graph] | None = None
         self._traced: nn.Module | None = None
         self._part: nn.Module | None = None
-        target = find_target(model, self.name, owner)
-        choice.check_input(uncompiled(target), owner)
-        self._names = names_of(uncompiled(target))
+
+    def find(self, model: LightningModule) -> None:
+        """Look it up in the live model, and its input in ``example_input_array``. Only the first call does anything.
+
+        Raises:
+            MisconfigurationException: ``model`` has no such submodule, or that no such input.
+        """
+        if self._names is not None:
+            return
+        target = find_target(model, self.name, self._owner)
+        self._choice.check_input(unwrapped(target), self._owner)
+        self._names = names_of(unwrapped(target))
         self._is_whole_model = target is model
         example = getattr(model, "example_input_array", None) if self._is_whole_model else None
         if example is not None:
             self.inputs.take_example(example, model)
-        #: whether the input is the same in every process: it was given, and not heard in a batch
-        self.is_given = example is not None
+            self.is_given = True
+
+    def target(self, root: nn.Module) -> nn.Module:
+        """The submodule inside ``root``, without what ``torch.compile`` put around it."""
+        return unwrapped(find_target(root, self.name, self._owner))
+
+    def prefix(self, root: nn.Module) -> str:
+        """What stands before the names of its tensors in ``root``."""
+        target = self.target(root)
+        path = next(name for name, module in root.named_modules() if module is target)
+        return f"{path}." if path else ""
 
     def listen(self, model: LightningModule) -> None:
         """Take the arguments of the next forward as example input."""
-        self.inputs.arm(find_target(model, self.name))
+        self.inputs.arm(find_target(model, self.name, self._owner))
 
     def hear(self, model: nn.Module, batch: Any) -> None:
         """A training batch went by. If the whole model is meant and was not called, its input is in the batch.
@@ -72,7 +92,7 @@ class Watched:
         """
         if not (self._is_whole_model and self.inputs.armed):
             return
-        several = self.inputs.arguments is None and needs_more(uncompiled(model))
+        several = self.inputs.arguments is None and needs_more(unwrapped(model))
         if not several and self.inputs.take_from_batch(batch, model):
             return
         if self.inputs.arguments is None:
@@ -122,38 +142,25 @@ class Watched:
         return self.reader(root).network()
 
     def digest(self, root: nn.Module, state_dict: Mapping[str, Tensor]) -> str | None:
-        """Of the network that the submodule inside ``root`` would be with the weights of a file of ``root``; None if
-        the file does not hold all of them.
+        """Digest of the network that the submodule inside ``root`` would be with the weights of a file of ``root``;
+        None if the file does not hold all of them.
 
         Raises:
             LipschitzError: it cannot be certified.
         """
-        target = uncompiled(find_target(root, self.name))
-        path = next(name for name, module in root.named_modules() if module is target)
-        prefix = f"{path}." if path else ""
-        found = {name: _held(state_dict, prefix + name) for name in target.state_dict(keep_vars=True)}
+        prefix, own = self.prefix(root), self.target(root).state_dict(keep_vars=True)
+        found = {name: _in_file(state_dict, prefix + name) for name in own}
         held = {name: value for name, value in found.items() if value is not None}
         return self.reader(root).extract(held).network.digest if len(held) == len(found) else None
 
     def lower_bound(self, root: nn.Module, time_limit: float) -> float:
         """A sampled lower bound, from the last inputs seen; with random numbers of its own. In so many seconds."""
-        clock = Clock(time_limit)
-        generator = torch.Generator().manual_seed(0)
-        function = self.reader(root).function("cpu")
-        return steepest_pair(
-            function,
-            self.flat_inputs,
-            steps=_ASCENT_STEPS,
-            pairs=_PAIRS,
-            sampled=_SAMPLED,
-            generator=generator,
-            clock=clock,
-        ).value
+        return sampled_slope(self.reader(root).function("cpu"), self.flat_inputs, Clock(time_limit))
 
     @property
     def knows_input(self) -> bool:
-        """Whether an example input was seen, or given."""
-        return self.inputs.arguments is not None or self.held is not None
+        """Whether it was found, and an example input was seen or given."""
+        return self._names is not None and (self.inputs.arguments is not None or self.held is not None)
 
     def hold(self, arguments: Arguments | None) -> None:
         """Go on with what an earlier fit, or another process, holds other inputs at."""
@@ -163,16 +170,16 @@ class Watched:
     @property
     def plain_held(self) -> Arguments | None:
         """:attr:`held`, for a checkpoint; None where nothing is held."""
-        return None if self.held is None else plain(self.held, self._chosen(self.held))
+        return self.held if self._names is None else plain(self.held, self._chosen(self.held))
 
-    def _chosen(self, arguments: Arguments) -> Any:
-        return chosen_input(self._names, arguments, self._choice.input)
+    def _chosen(self, arguments: Arguments | None) -> Any:
+        return None if arguments is None else chosen_input(self._names or (), arguments, self._choice.input)
 
     @property
     def flat_inputs(self) -> Tensor:
         """The last values of the chosen input seen, shape (batch, input_size), on the CPU."""
         seen = self.held if self.inputs.arguments is None else self.inputs.arguments
-        values = None if seen is None else self._chosen(seen)
+        values = self._chosen(seen)
         if not isinstance(values, Tensor):
             raise RuntimeError("asked for inputs before the trace")
         flat: Tensor = values.flatten(1).cpu()
@@ -193,13 +200,12 @@ class Watched:
         Raises:
             LipschitzError: there is no such input or output.
         """
-        target = uncompiled(find_target(root, self.name))
-        return part_of(target, self.example, self._choice.input, self._choice.output)
+        return part_of(self.target(root), self.example, self._choice.input, self._choice.output)
 
     def reader(self, root: nn.Module) -> Reader[Network | Graph]:
         """What reads :meth:`part` of ``root``; an example input must have been seen."""
         self.inputs.disarm()  # the trace must not contain our own hook
-        target = uncompiled(find_target(root, self.name))
+        target = self.target(root)
         if self._extractor is None or self._part is None or self._traced is not target:
             self._part, example = self.part(root)
             self._extractor = reader_for(self._method)(self._part, example, name=self.name, at_once=False)
@@ -221,8 +227,8 @@ def _follow(part: nn.Module) -> None:
         setattr(part, name, value.to(like.device, like.dtype) if value.is_floating_point() else value.to(like.device))
 
 
-def _held(state: Mapping[str, Tensor], name: str) -> Tensor | None:
-    """The tensor of a state; those of a pruned weight too where it is there as it is used, as ModelPruning saves it."""
+def _in_file(state: Mapping[str, Tensor], name: str) -> Tensor | None:
+    """The tensor of that name. A pruned weight may be there as it is used, which is what ModelPruning saves."""
     if name in state or not name.endswith(("_orig", "_mask")):
         return state.get(name)
     weight = state.get(name[:-5])

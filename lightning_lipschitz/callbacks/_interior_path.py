@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from lightning_lipschitz.callbacks._constrained import ConstrainedWeights
+from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights
 from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.projection.barrier import Start
 from lightning_lipschitz.projection.interior import Inside
@@ -20,15 +21,15 @@ _CENTRE_EVERY = 20  # optimizer steps between Newton steps of the multipliers
 _COUNTS = ("steps", "shortened", "all_steps", "all_shortened", "highest_rate", "factor")
 
 
-class Path:
-    """Of one fit, on one rank; every rank walks the same.
+class InteriorPath:
+    """Weights of one fit on their way through the interior, on one rank; every rank walks the same.
 
     Args:
-        weights: in training, traced.
-        max_lipschitz: L.
+        weights: those in training, traced.
+        max_lipschitz: the bound L.
     """
 
-    def __init__(self, weights: ConstrainedWeights, max_lipschitz: float) -> None:
+    def __init__(self, weights: BoundedWeights, max_lipschitz: float) -> None:
         self._weights, self._bound = weights, max_lipschitz
         self._interior: Inside | None = None
         self._before: dict[str, Tensor] | None = None
@@ -52,9 +53,8 @@ class Path:
         return self._interior
 
     def _inside(self, multipliers: Sequence[Tensor]) -> Inside:
-        linear, wide = self._weights.linear, widened(self._weights.network())
-        device = self._weights.matrices()[0].device
-        return linear.interior([lam.to(device) for lam in multipliers], self._bound, wide)
+        wide, device = widened(self._weights.network()), self._weights.matrices()[0].device
+        return self._weights.stored.interior([lam.to(device) for lam in multipliers], self._bound, wide)
 
     def resume(self, plain: Mapping[str, Any]) -> bool:
         """Go on from what :meth:`plain` gave; False if these weights are not inside."""
@@ -69,7 +69,7 @@ class Path:
     def enter(self, start: Start) -> None:
         """Write the weights of the start, and take its multipliers."""
         if start.moved:
-            self._write(self._weights.linear.encode([w.double() for w in start.weights], self._weights.parameters))
+            self._write(self._weights.stored.encode([w.double() for w in start.weights], self._weights.parameters))
         self._interior = self._inside([q.exp() for q in start.log_multipliers])
 
     def leave(self) -> None:
@@ -98,12 +98,9 @@ class Path:
 
     # A step
 
-    def before_step(self, rate: float) -> list[Tensor]:
-        """Remember where the step starts; the barrier's gradient there, one a matrix.
-
-        Args:
-            rate: the optimizer's learning rate.
-        """
+    def before_step(self, optimizer: Optimizer) -> list[Tensor]:
+        """Remember where the step starts; the barrier's gradient there, one a matrix."""
+        rate = max(float(group["lr"]) for group in optimizer.param_groups)
         self.highest_rate = max(self.highest_rate, rate)
         self.factor = rate / self.highest_rate if self.highest_rate > 0 else 1.0
         self._before = {name: p.detach().clone() for name, p in self._weights.parameters.items()}
@@ -125,7 +122,7 @@ class Path:
 
     def _shorten(self, before: Mapping[str, Tensor]) -> None:
         after = {name: p.detach().clone() for name, p in self._weights.parameters.items()}
-        t = self.interior.largest_step(lambda t: self._weights.linear.read(_between(before, after, t)))
+        t = self.interior.largest_step(lambda t: self._weights.stored.read(_between(before, after, t)))
         self._write(_between(before, after, t))
 
     @torch.no_grad()

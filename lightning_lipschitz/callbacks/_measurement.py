@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from lightning_lipschitz import api
 from lightning_lipschitz.bounds.clock import Clock
@@ -16,22 +15,23 @@ from lightning_lipschitz.graph.network import Network
 
 _SAMPLING = 0.2  # of what the time limit leaves, for the lower bound
 _LEAST_SAMPLING = 1.0  # seconds for the lower bound, where there is no limit and the upper bound took less
+LOGGED = ("upper_bound", "lower_bound", "relative_gap", "seconds", "solver_ok")  # keys, in their order
 _REACHED = (Status.SOLVED, Status.ALMOST_SOLVED)
 
 
 @dataclass(frozen=True)
-class Record:
+class HistoryEntry:
     """One entry of ``callback.history``.
 
     Attributes:
-        epoch: of the run, from 0.
+        epoch: number of the epoch, from 0.
         global_step: optimizer steps taken.
         upper_bound: certified; infinite where nothing can be, as with weights that are NaN.
         lower_bound: sampled; None if switched off or not possible.
         relative_gap: duality gap of the solver's answer, None where the method has none.
         seconds: wall time of the whole measurement.
         solver_ok: whether the method reached its goal; the bound is valid either way.
-        method: that gave the bound.
+        method: method that gave the bound.
     """
 
     epoch: int
@@ -43,36 +43,39 @@ class Record:
     solver_ok: bool
     method: str
 
-    def plain(self) -> dict[str, Any]:
-        return asdict(self)
-
     def metrics(self) -> dict[str, float]:
         """What is logged, by the last part of its key."""
-        values = {
-            "upper_bound": self.upper_bound,
-            "lower_bound": self.lower_bound,
-            "relative_gap": self.relative_gap,
-            "seconds": self.seconds,
-            "solver_ok": float(self.solver_ok),
-        }
-        return {name: value for name, value in values.items() if value is not None}
+        values = {name: getattr(self, name) for name in LOGGED}
+        return {name: float(value) for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A record, the certificate behind it (None where nothing could be certified) and what went wrong, if anything."""
+    """An entry, the certificate behind it (None where nothing could be certified) and what went wrong, if anything."""
 
-    record: Record
+    entry: HistoryEntry
     certificate: Certificate | None
     trouble: str | None
 
     @classmethod
     def failed(cls, at: tuple[int, int], trouble: str) -> Measurement:
         """Nothing is known, and that is infinity."""
-        return cls(Record(*at, math.inf, None, None, 0.0, False, "none"), None, trouble)
+        return cls(HistoryEntry(*at, math.inf, None, None, 0.0, False, "none"), None, trouble)
+
+    def warnings(self, limit: float | None) -> dict[str, str]:
+        """What went wrong, and a bound above the one that was asked for: sentences by subject."""
+        entry, found = self.entry, {}
+        where = f"epoch {entry.epoch}, step {entry.global_step}:"
+        if self.trouble is not None:
+            found["trouble"] = f"{where} {self.trouble} The upper bound logged is {entry.upper_bound:.6g}."
+        if limit is not None and entry.upper_bound > limit:
+            known = "" if entry.lower_bound is None else f", the constant at least {entry.lower_bound:.6g}"
+            told = f"the upper bound is {entry.upper_bound:.6g}{known}: above `max_lipschitz={limit:g}`."
+            found["limit"] = f"{where} {told}"
+        return found
 
     def without_state(self) -> Measurement:
-        """Without what only the next solve on this machine can use."""
+        """This without what only the next solve on this machine can use."""
         return replace(self, certificate=self.certificate and replace(self.certificate, state=None))
 
 
@@ -92,7 +95,7 @@ def measure(
         read: gives the network as it is now.
         sample: gives the lower bound, in so many seconds: what the limit leaves, or as long as the upper bound took;
             None for no lower bound.
-        settings: of the certification.
+        settings: what the certification is asked for.
         warm_start: the last certificate of the same network.
         at: (epoch, global_step).
     """
@@ -100,7 +103,7 @@ def measure(
     certificate, trouble = _certify(read, settings, warm_start, clock)
     left = max(_LEAST_SAMPLING, clock.seconds) if clock.left is None else clock.left
     lower, lower_trouble = (None, None) if sample is None or certificate is None else _sampled(sample, left)
-    record = Record(
+    entry = HistoryEntry(
         *at,
         upper_bound=math.inf if certificate is None else certificate.upper_bound,
         lower_bound=lower,
@@ -109,7 +112,7 @@ def measure(
         solver_ok=trouble is None,
         method="none" if certificate is None else certificate.method,
     )
-    return Measurement(record, certificate and certificate.at(*at), trouble or lower_trouble)
+    return Measurement(entry, certificate and certificate.at(*at), trouble or lower_trouble)
 
 
 def _certify(

@@ -1,21 +1,24 @@
-"""Names that share memory with weights held to a bound: wherever these are written, the others have to follow."""
+"""Weights held to a bound that share memory with others: whoever writes the ones writes the others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_lipschitz._lightning import LightningModule, MisconfigurationException
 from lightning_lipschitz.errors import ProjectionError
 from lightning_lipschitz.extraction.undisturbed import tensors_of
+from lightning_lipschitz.lightning_tools.submodule import find_target
 
 
 def aliases(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """Of the whole model: other names of the tensors called ``names``, each with the one that it follows.
+    """Other names, in the whole model, of the tensors called ``names``, each with the one that it follows.
 
     Args:
-        model: with all of its parameters and buffers.
-        names: of parameters that are written.
+        model: the whole of it, with all parameters and buffers.
+        names: names of the parameters that are written.
 
     Raises:
         ProjectionError: two tensors overlap in memory without being the same, as a matrix and its transpose do: a file
@@ -37,7 +40,29 @@ def aliases(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def shared(one: Mapping[str, Tensor], other: Iterable[Tensor]) -> str | None:
+def refuse_overlap(mine: Any, others: Iterable[Any], model: LightningModule) -> None:
+    """Two bounds on the same weights: each callback would write what the other has not certified.
+
+    Args:
+        mine, others: callbacks that hold weights to a bound.
+        model: the model that both train.
+
+    Raises:
+        MisconfigurationException: some parameter belongs to both.
+    """
+    own = dict(find_target(model, mine.module, type(mine).__name__).named_parameters(remove_duplicate=False))
+    for other in others:
+        name = _shared(own, find_target(model, other.module, type(other).__name__).parameters())
+        if name is not None:
+            one, two = (f"{type(each).__name__}(module={each.module!r})" for each in (mine, other))
+            raise MisconfigurationException(
+                f"`{one}` and `{two}` hold the same weights, `{name}` of the former among them: what one of them"
+                " writes is not what the other has certified. Keep one of them, or name submodules that share no"
+                " weights."
+            )
+
+
+def _shared(one: Mapping[str, Tensor], other: Iterable[Tensor]) -> str | None:
     """The first name of ``one`` whose tensor is some tensor of ``other``, or lies in its memory."""
     known = [(each, _span(each)) for each in other]
     for name, tensor in one.items():

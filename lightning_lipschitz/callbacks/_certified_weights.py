@@ -1,66 +1,65 @@
-"""What a file holds in place of the weights in training, and its certificate. Knows no Trainer."""
+"""The weights that a file holds in place of those in training, and their certificate. Knows no Trainer."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_lipschitz import api
-from lightning_lipschitz.callbacks._constrained import ConstrainedWeights, Tensors
+from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights, Tensors
 from lightning_lipschitz.certificate import Certificate, Multipliers
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.graph.network import Network
-from lightning_lipschitz.projection.multipliers import narrowed
-from lightning_lipschitz.projection.rounding import signed
+from lightning_lipschitz.projection.at_hand import certificate_by
 from lightning_lipschitz.projection.stored import Store
 
 _RTOL = 1e-4  # of the certified bound, where it is searched for
 _ROUNDS = 3  # of the projection, where it goes far
 _NEAR = 0.1  # relative distance up to which the multipliers of training will do
-_HALVINGS = 7  # of the squared bound that they prove
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
+class CertifiedWeights:
     """What is written of the weights of a moment.
 
     Attributes:
         tensors: the parameters of the submodule that differ from those in training, by their name there.
-        certificate: of the submodule with these.
+        certificate: certificate of the submodule with these.
     """
 
     tensors: dict[str, Tensor]
     certificate: Certificate
 
-    def cpu(self) -> Written:
-        """Such as can be sent to another process."""
-        return Written({name: t.cpu() for name, t in self.tensors.items()}, self.certificate)
+    def cpu(self) -> CertifiedWeights:
+        """These on the CPU, to be sent to another process."""
+        return CertifiedWeights({name: t.cpu() for name, t in self.tensors.items()}, self.certificate)
 
 
-class Author:
-    """From the weights of a moment to what is written of them; the last answer is kept.
+class Certifier:
+    """Finds the certified weights that are written of those of a moment; keeps the last answer.
 
     Validation and the checkpoints of the same moment ask for the same weights: they get the same answer.
 
     Args:
         weights: the submodule.
         max_lipschitz: the bound that whatever is written meets; None to certify the weights as they are.
+        hint: gives multipliers that training has at hand, for slopes widened to contain zero; their rho is the bound
+            squared.
     """
 
-    def __init__(self, weights: ConstrainedWeights, max_lipschitz: float | None) -> None:
+    def __init__(
+        self, weights: BoundedWeights, max_lipschitz: float | None, hint: Callable[[], Multipliers | None]
+    ) -> None:
         self._weights = weights
-        self._max_lipschitz = max_lipschitz
+        self._max_lipschitz, self._hint = max_lipschitz, hint
         self._given: dict[str, Tensor] = {}
-        self._answer: Written | None = None
-        #: multipliers that training has at hand, for slopes widened to contain zero; their rho is the bound squared
-        self.hint: Callable[[], Multipliers | None] = lambda: None
+        self._answer: CertifiedWeights | None = None
 
-    def __call__(self, tensors: Tensors) -> Written:
-        """Written for these tensors of the submodule.
+    def __call__(self, tensors: Tensors) -> CertifiedWeights:
+        """What is written of these tensors of the submodule.
 
         Raises:
             NonFiniteError: weights that are NaN or infinite.
@@ -72,66 +71,47 @@ class Author:
         self.keep(tensors, answer)
         return answer
 
-    def _holds(self, tensors: Tensors, answer: Written) -> bool:
+    def _holds(self, tensors: Tensors, answer: CertifiedWeights) -> bool:
         """Whether the model is still the one that the answer is of."""
         return self._weights.network({**tensors, **answer.tensors}).digest == answer.certificate.network_digest
 
-    def keep(self, tensors: Tensors, answer: Written) -> None:
+    def keep(self, tensors: Tensors, answer: CertifiedWeights) -> None:
         """Take an answer that another process found."""
         self._given = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         self._answer = answer
 
     @torch.no_grad()
-    def _write(self, tensors: Tensors) -> Written:
-        """By the multipliers of training if they are there and will do, for that is cheap; else by a search."""
-        network, multipliers = self._weights.network(tensors), None if self._weights.renewed else self.hint()
+    def _write(self, tensors: Tensors) -> CertifiedWeights:
+        """Use the multipliers of training if they are there and will do, for that is cheap; else search."""
+        network, multipliers = self._weights.network(tensors), None if self._weights.renewed else self._hint()
         if self._max_lipschitz is None or multipliers is None:
             return self._search(tensors, network)
-        proved = _prove(network, multipliers)
+        proved = certificate_by(network, multipliers)
         if proved is not None:
-            return Written({}, proved)
+            return CertifiedWeights({}, proved)
         return self._nearby(tensors, network, multipliers) or self._search(tensors, network)
 
-    def _nearby(self, tensors: Tensors, network: Network, multipliers: Multipliers) -> Written | None:
+    def _nearby(self, tensors: Tensors, network: Network, multipliers: Multipliers) -> CertifiedWeights | None:
         """Projected on the set of these multipliers, unless that is far: others would then cost less."""
-        store = Store(self._weights.linear, tensors)
-        given = self._weights.linear.read(tensors)
-        found = self._weights.linear.nearby(given, network, multipliers, store, _NEAR)
+        stored, store = self._weights.stored, Store(self._weights.stored, tensors)
+        found = stored.nearby(stored.read(tensors), network, multipliers, store, _NEAR)
         return None if found is None else self._checked(tensors, store.stored, found.certificate)
 
-    def _search(self, tensors: Tensors, network: Network) -> Written:
+    def _search(self, tensors: Tensors, network: Network) -> CertifiedWeights:
         # no warm start: what is found depends on the weights alone, and a resumed run finds the same
         certificate = api.certify(network, rtol=_RTOL, throw=False)
         limit = self._max_lipschitz
         if limit is None or certificate.upper_bound <= limit:
-            return Written({}, certificate)
-        linear, store = self._weights.linear, Store(self._weights.linear, tensors)
+            return CertifiedWeights({}, certificate)
+        stored, store = self._weights.stored, Store(self._weights.stored, tensors)
         start = certificate.state
-        found = linear.nearest(linear.read(tensors), network, limit, store, max_rounds=_ROUNDS, warm_start=start)
+        found = stored.nearest(stored.read(tensors), network, limit, store, max_rounds=_ROUNDS, warm_start=start)
         return self._checked(tensors, store.stored, found.certificate)
 
-    def _checked(self, tensors: Tensors, stored: dict[str, Tensor], certificate: Certificate) -> Written:
+    def _checked(self, tensors: Tensors, stored: dict[str, Tensor], certificate: Certificate) -> CertifiedWeights:
         if self._weights.network({**tensors, **stored}).digest != certificate.network_digest:
             raise LipschitzError("the projected weights do not read back as they were certified; please report this.")
-        return Written(stored, certificate)
-
-
-def _prove(network: Network, multipliers: Multipliers) -> Certificate | None:
-    """The least bound, to half a per cent, that these multipliers prove of the weights as they are, if any."""
-    start = time.perf_counter()
-    proof = narrowed(network, multipliers)
-    best = signed(network, proof)
-    if best is None:
-        return None
-    low, high = 0.0, proof.rho
-    for _ in range(_HALVINGS):
-        middle = replace(proof, rho=0.5 * (low + high))
-        lower = signed(network, middle)
-        if lower is None:
-            low = middle.rho
-        else:
-            high, best = middle.rho, lower
-    return replace(best, seconds=time.perf_counter() - start)
+        return CertifiedWeights(stored, certificate)
 
 
 def _same(one: Tensors, other: Tensors) -> bool:

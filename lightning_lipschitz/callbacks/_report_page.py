@@ -1,37 +1,24 @@
-"""The report at the end of a fit: one page, and its figures for loggers that take figures. Rank 0 only."""
+"""The HTML report at the end of a fit: one page, and its figures for loggers that take figures. Rank 0 only."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning_lipschitz._lightning import LightningModule, Trainer, isolated_rng, rank_zero_warn
-from lightning_lipschitz.callbacks._accuracy import ValidationAccuracy
-from lightning_lipschitz.callbacks._arguments import require
-from lightning_lipschitz.callbacks._session import Session
-from lightning_lipschitz.certificate import Certificate
-from lightning_lipschitz.errors import LipschitzError
+from lightning_lipschitz._lightning import Trainer, isolated_rng, rank_zero_warn
+from lightning_lipschitz.callbacks._certified_accuracy import ValidationAccuracy
+from lightning_lipschitz.lightning_tools.arguments import require
 from lightning_lipschitz.report import Content, Subject, draw_all, gather, require_libraries, write_page
 from lightning_lipschitz.report.figures import LIGHT
 
 _SECONDS = 60.0  # for the searches that only the report needs; the other ranks may be waiting at the end of the fit
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the callback knows of its report: the file, and its own prefix, submodule and history."""
-
-    path: str | os.PathLike[str]
-    prefix: str
-    module: str
-    history: Sequence[Mapping[str, Any]]
-
-
 def check_path(owner: str, path: Any) -> None:
-    """Of the page, or None for no page.
+    """Refuse what is neither the path of a page nor None.
 
     Raises:
         MisconfigurationException: it is no path of a file.
@@ -59,33 +46,30 @@ def check_siblings(mine: Any, trainer: Trainer) -> None:
 
 
 def write_report(
-    trainer: Trainer,
-    pl_module: LightningModule,
-    session: Session,
-    certificate: Certificate | None,
-    accuracy: ValidationAccuracy,
-    options: Options,
+    trainer: Trainer, path: str | os.PathLike[str], subject: Callable[[], Subject], accuracy: ValidationAccuracy
 ) -> None:
-    """Write the page and hand its figures to the loggers. What fails is warned of: the model is trained already."""
+    """Write the page and hand its figures to the loggers. What fails is warned of: the model is trained already.
+
+    Args:
+        trainer: the Trainer whose fit ends.
+        path: file for the page.
+        subject: makes what the report is about.
+        accuracy: predictions of the last validation.
+    """
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     try:
-        if certificate is None:
-            raise LipschitzError("nothing could be certified.")
         with isolated_rng():
-            subject = session.subject(trainer, pl_module, certificate)
-            subject = replace(subject, key=options.prefix, module=options.module, history=options.history)
-            subject = replace(subject, source="Written as the fit ended")
-            content = gather(_with_predictions(subject, accuracy, trainer.world_size), time_limit=_SECONDS)
-            write_page(content, options.path)
-            _log_figures(trainer, content, options.prefix)
+            content = gather(_with_predictions(subject(), accuracy, trainer.world_size), time_limit=_SECONDS)
+            write_page(content, path)
+            _log_figures(trainer, content)
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
-        rank_zero_warn(f"`LipschitzCallback(report={os.fspath(options.path)!r})` could not finish its report: {told}")
+        rank_zero_warn(f"`LipschitzCallback(report={os.fspath(path)!r})` could not finish its report: {told}")
 
 
 def _with_predictions(subject: Subject, accuracy: ValidationAccuracy, processes: int) -> Subject:
-    """Those of the last validation, if they are of the network that is reported."""
+    """The subject with the predictions of the last validation, if they are of the network that is reported."""
     found = accuracy.predictions
     if found is not None and found.digest == subject.certificate.network_digest:
         share = f" of one of {processes} processes" if processes > 1 else ""
@@ -101,12 +85,12 @@ def _no_predictions(subject: Subject, accuracy: ValidationAccuracy) -> str:
     return "No validation was run and certified with these weights."
 
 
-def _log_figures(trainer: Trainer, content: Content, prefix: str) -> None:
-    """To every logger with an ``add_figure``, as TensorBoard's."""
+def _log_figures(trainer: Trainer, content: Content) -> None:
+    """Hand the figures to every logger with an ``add_figure``, as TensorBoard's."""
     experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
     takers = [getattr(experiment, "add_figure", None) for experiment in experiments]
     for add_figure in filter(callable, takers):
         for section, figure in draw_all(content, LIGHT):
-            add_figure(f"{prefix}/report/{section}", figure, global_step=trainer.global_step)
+            add_figure(f"{content.subject.key}/report/{section}", figure, global_step=trainer.global_step)
     for logger in trainer.loggers:
         logger.save()

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_lipschitz import api
-from lightning_lipschitz.demo.rounded import down, up
-from lightning_lipschitz.demo.training import MAX_LIPSCHITZ, RADII, Epoch, Outcome
+from lightning_lipschitz.demo.training import MAX_LIPSCHITZ, RADII, Epoch, Trained
 from lightning_lipschitz.errors import MissingExtraError
+from lightning_lipschitz.report.numbers import hundredths_down, hundredths_up
 
 try:
     from rich.console import Console
@@ -20,7 +20,7 @@ except ImportError as error:
 _EPOCHS = 12  # rows of the table, or a few more
 
 
-def report(rows: Sequence[Epoch], outcomes: Sequence[Outcome], picture: Path, output: Path) -> None:
+def print_tables(rows: Sequence[Epoch], outcomes: Sequence[Trained], picture: Path, output: Path) -> None:
     """Print both tables, save a certificate for each training, and prove it again from its file."""
     console = Console(file=sys.stdout)
     console.print(_epochs(rows))
@@ -40,12 +40,12 @@ def _epochs(rows: Sequence[Epoch]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     step = max(1, len(rows) // _EPOCHS)
     for row in rows[::-step][::-1]:
-        bounds = down(row.lower), up(row.certified), up(row.product)
+        bounds = hundredths_down(row.lower), hundredths_up(row.certified), hundredths_up(row.product)
         table.add_row(str(row.epoch), f"{row.accuracy:.1%}", *bounds)
     return table
 
 
-def _side_by_side(outcomes: Sequence[Outcome]) -> Table:
+def _side_by_side(outcomes: Sequence[Trained]) -> Table:
     caption = (
         f"within r: the share of test images that are right and, proved, so is every input within the l2 distance r."
         f" ADMM was held to L <= {MAX_LIPSCHITZ:g}. Seconds are those of training."
@@ -56,6 +56,6 @@ def _side_by_side(outcomes: Sequence[Outcome]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for outcome in outcomes:
         certified = (f"{outcome.certified_accuracy(radius):.1%}" for radius in RADII)
-        bounds = down(outcome.lower), up(outcome.certificate.upper_bound)
+        bounds = hundredths_down(outcome.lower), hundredths_up(outcome.certificate.upper_bound)
         table.add_row(outcome.name, f"{outcome.accuracy:.1%}", *bounds, *certified, f"{outcome.seconds:.1f}")
     return table

@@ -15,7 +15,7 @@ from torch import nn
 
 import lightning_lipschitz as ll
 from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, LipschitzCallback
-from lightning_lipschitz.callbacks._stamp import from_plain
+from lightning_lipschitz.checkpoint_files import from_plain
 from lightning_lipschitz.extraction import Extractor
 from tests.callbacks.files import Failing
 from tests.modules import INPUTS, Classifier, Pair, body, loader

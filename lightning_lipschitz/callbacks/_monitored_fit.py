@@ -8,48 +8,43 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import ref
 
-from torch import nn
-
 from lightning_lipschitz import api
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, Trainer, isolated_rng
 from lightning_lipschitz.bounds.settings import Settings
-from lightning_lipschitz.callbacks._choice import Choice
-from lightning_lipschitz.callbacks._hooks import Checkpoint
-from lightning_lipschitz.callbacks._inputs import Arguments
-from lightning_lipschitz.callbacks._measure import Measurement, measure
-from lightning_lipschitz.callbacks._ranks import Failure, Ranks
-from lightning_lipschitz.callbacks._saver import Saver
-from lightning_lipschitz.callbacks._shipped import shipped
-from lightning_lipschitz.callbacks._target import averaged_model, deployed, refuse_sharded
-from lightning_lipschitz.callbacks._watch import Watched
+from lightning_lipschitz.callbacks._measurement import Measurement, measure
+from lightning_lipschitz.callbacks._saved_weights import as_saved, averaged_model, saved_model
+from lightning_lipschitz.callbacks._submodule import Submodule
 from lightning_lipschitz.certificate import Certificate, mark_proved
 from lightning_lipschitz.errors import CertificateError, LipschitzError
 from lightning_lipschitz.extraction.reading import ReadNetwork
+from lightning_lipschitz.lightning_tools.ranks import Failure, Ranks, refuse_sharded
+from lightning_lipschitz.lightning_tools.saving import Checkpoint, Saver
+from lightning_lipschitz.lightning_tools.submodule import Choice
 from lightning_lipschitz.report import Subject
 
 T = TypeVar("T")
 
+_OWNER = "LipschitzCallback"
 
-class Session:
-    """Made in ``setup("fit")`` by every rank; every method has to be called by every rank.
+
+class MonitoredFit:
+    """Measures one submodule during one fit. To be made in ``setup("fit")``; all ranks have to call every method.
 
     Args:
-        trainer: of the fit.
+        trainer: whose fit it is.
         choice: the callback's ``module``, ``input`` and ``output``.
-        settings: of every measurement.
+        settings: those of every measurement.
 
     Raises:
         MisconfigurationException: the strategy shards parameters.
     """
 
     def __init__(self, trainer: Trainer, choice: Choice, settings: Settings, lower_bound: bool) -> None:
-        refuse_sharded(trainer, "LipschitzCallback")
+        refuse_sharded(trainer, _OWNER)
         self._trainer = ref(trainer)
-        self._choice = choice
-        self._held: Arguments | None = None
+        self.submodule = Submodule(choice, _OWNER, settings.method)
         self._ranks = Ranks(trainer)
         self._settings, self._lower_bound = replace(settings, workers=self._ranks.share), lower_bound
-        self._watched: Watched | None = None
         self._traced = self._closed = False
         self._batches = 0
         self._measured: tuple[int, ...] | None = None
@@ -62,33 +57,31 @@ class Session:
             MisconfigurationException: there is no such submodule.
             LipschitzError: it cannot be certified.
         """
-        self._watched = Watched(pl_module, self._choice, method=self._settings.method)
-        self._watched.hold(self._held)
+        self.submodule.find(pl_module)
         self.trace(trainer, pl_module)
         if not self._traced:
-            self._watched.listen(pl_module)
+            self.submodule.listen(pl_module)
 
     def trace(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Trace, if that is not done and an example input has been seen. Raises as :meth:`start`."""
-        watched = self._watched
-        if self._traced or watched is None:
+        if self._traced:
             return
-        outcome = self._once(lambda: (watched.trace(deployed(trainer, pl_module)), watched.held))
+        submodule = self.submodule
+        outcome = self._once(lambda: (submodule.trace(saved_model(trainer, pl_module)), submodule.held))
         if isinstance(outcome, Failure):
             outcome.reraise()
         self._traced, held = outcome
-        watched.hold(held)
+        submodule.hold(held)
 
     def listen(self, pl_module: LightningModule) -> None:
         """Take new inputs for the next lower bound."""
-        if self._watched is not None and self._lower_bound:
-            self._watched.listen(pl_module)
+        if self._lower_bound:
+            self.submodule.listen(pl_module)
 
     def hear(self, trainer: Trainer, pl_module: LightningModule, batch: object) -> None:
         """A training batch has been processed."""
         self._batches += 1
-        if self._watched is not None:
-            self._watched.hear(pl_module, batch)
+        self.submodule.hear(pl_module, batch)
         self.trace(trainer, pl_module)
 
     def is_new(self, trainer: Trainer) -> bool:
@@ -101,7 +94,7 @@ class Session:
             return False
         if not self._traced:
             raise MisconfigurationException(
-                f"`LipschitzCallback(module={self._choice.module!r})`: the submodule was not called in {self._batches}"
+                f"`{_OWNER}(module={self.submodule.name!r})`: the submodule was not called in {self._batches}"
                 " batches, so its input is not known. Name one that is called; for a part of a compiled module, the"
                 " whole of it."
             )
@@ -125,13 +118,10 @@ class Session:
         return outcome
 
     def _measure_here(self, trainer: Trainer, pl_module: LightningModule, last: Certificate | None) -> Measurement:
-        watched = self._watched
-        if watched is None:
-            raise RuntimeError("measured before it was started")
-        with shipped(trainer, pl_module) as root:
+        with as_saved(trainer, saved_model(trainer, pl_module)) as root:
             result = measure(
-                lambda: watched.network(root),
-                (lambda seconds: watched.lower_bound(root, seconds)) if self._lower_bound else None,
+                lambda: self.submodule.network(root),
+                (lambda seconds: self.submodule.lower_bound(root, seconds)) if self._lower_bound else None,
                 self._settings,
                 warm_start=self._warm_start or last,
                 at=(trainer.current_epoch, trainer.global_step),
@@ -148,10 +138,8 @@ class Session:
         return outcome is True
 
     def _holds(self, certificate: Certificate, trainer: Trainer, pl_module: LightningModule) -> bool:
-        if self._watched is None:
-            return not certificate.unverified
-        with shipped(trainer, pl_module) as root:
-            network = self._watched.network(root)
+        with as_saved(trainer, saved_model(trainer, pl_module)) as root:
+            network = self.submodule.network(root)
         if network.digest != certificate.network_digest:
             return False
         if certificate.unverified:
@@ -161,62 +149,46 @@ class Session:
 
     def certifies(self, certificate: Certificate, pl_module: LightningModule, checkpoint: Checkpoint) -> bool:
         """Whether the certificate speaks about the weights in a checkpoint, in a fit or after it. No collective."""
-        trainer, watched = self._trainer(), self._watched
-        if trainer is None or watched is None or not trainer.is_global_zero or Saver.of(trainer).verbatim:
+        trainer = self._trainer()
+        if trainer is None or not trainer.is_global_zero or Saver.of(trainer).verbatim:
             return False
         if certificate.unverified or not (checkpoint.get("state_dict") and self.is_measured(trainer)):
             return False
         try:
             with isolated_rng():
-                digest = watched.digest(deployed(trainer, pl_module), checkpoint["state_dict"])
+                digest = self.submodule.digest(saved_model(trainer, pl_module), checkpoint["state_dict"])
         except (LipschitzError, MisconfigurationException):
             return False  # what cannot be read has no certificate, and is saved all the same
         finally:
             if self._closed:
-                watched.rest()
+                self.submodule.rest()
         return digest == certificate.network_digest
 
-    def part(self, root: nn.Module) -> nn.Module:
-        """The function whose bound is logged, with the weights of ``root``."""
-        if self._watched is None:
-            raise RuntimeError("asked for before it was started")
-        return self._watched.part(root)[0]
-
-    @property
-    def held(self) -> Arguments | None:
-        """What other inputs than the chosen one are held at, for a checkpoint; None where there are none."""
-        return self._held if self._watched is None else self._watched.plain_held
-
-    @held.setter
-    def held(self, arguments: Arguments | None) -> None:
-        self._held = arguments
-
-    def subject(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate) -> Subject:
-        """What a report can say of the weights as they are now. No other rank is needed."""
-        watched = self._watched
-        if watched is None:
-            raise RuntimeError("reported before it was started")
+    def subject(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate, **known: Any) -> Subject:
+        """What a report at the end of the fit is about. No other rank is needed."""
         with (
             isolated_rng(),
-            shipped(trainer, pl_module) as root,
+            as_saved(trainer, saved_model(trainer, pl_module)) as root,
         ):
-            extraction: Any = watched.reader(root).extract()
-        explicit = extraction if isinstance(extraction, ReadNetwork) else None
-        model = type(pl_module).__name__
-        return Subject(certificate, extraction.network, model=model, extraction=explicit, inputs=watched.flat_inputs)
+            extraction: Any = self.submodule.reader(root).extract()
+        return Subject(
+            certificate,
+            extraction.network,
+            module=self.submodule.name,
+            model=type(pl_module).__name__,
+            source="Written as the fit ended",
+            extraction=extraction if isinstance(extraction, ReadNetwork) else None,
+            inputs=self.submodule.flat_inputs,
+            **known,
+        )
 
     def _once(self, work: Callable[[], T]) -> T | Failure:
-        """On rank 0, and with the global random streams as they were before."""
+        """What ``work()`` returns on rank 0; the global random streams stay as they were before."""
         with isolated_rng():
             return self._ranks.once(work)
 
-    def stop_listening(self) -> None:
-        if self._watched is not None:
-            self._watched.inputs.disarm()
-
     def close(self) -> None:
-        """After a fit that went well: nothing of the model is kept."""
-        if self._watched is not None:
-            self._watched.rest()
+        """Keep nothing of the model, after a fit that went well."""
+        self.submodule.rest()
         self._warm_start, self._closed = None, True
         self._ranks.close()

@@ -1,7 +1,7 @@
-"""The gate: whatever leaves a training under a bound is what was certified; what training needs is kept beside it.
+"""What leaves a training under a bound is certified: checkpoints of every kind, validation, the module at the end.
 
-Out go checkpoints of every kind, the metrics of validation, and the module when the fit ends. Training itself goes on
-with weights of its own, and a resumed run gets exactly those back.
+Training itself goes on with weights of its own, which are kept beside those in a checkpoint, and a resumed run gets
+exactly these back.
 """
 
 from __future__ import annotations
@@ -16,42 +16,39 @@ from torch import Tensor, nn
 
 from lightning_lipschitz._lightning import LightningModule, Trainer, isolated_rng, rank_zero_warn
 from lightning_lipschitz.callbacks import _atomic as atomic
-from lightning_lipschitz.callbacks._constrained import ConstrainedWeights
-from lightning_lipschitz.callbacks._hooks import Checkpoint, Gates
-from lightning_lipschitz.callbacks._ranks import Failure, Ranks
-from lightning_lipschitz.callbacks._saver import Saver
-from lightning_lipschitz.callbacks._stamp import to_plain
-from lightning_lipschitz.callbacks._swap import Swap
-from lightning_lipschitz.callbacks._target import deployed
-from lightning_lipschitz.callbacks._written import Author, Written
+from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights
+from lightning_lipschitz.callbacks._certified_weights import CertifiedWeights, Certifier
+from lightning_lipschitz.callbacks._saved_weights import Swap, saved_model
 from lightning_lipschitz.certificate import Certificate
+from lightning_lipschitz.checkpoint_files import to_plain
+from lightning_lipschitz.lightning_tools.ranks import Failure, Ranks
+from lightning_lipschitz.lightning_tools.saving import Checkpoint, Gates, Saver
 
 TRAINING = "training_weights"
 
 T = TypeVar("T")
 
 
-class Gate:
-    """Made and installed in ``setup("fit")`` by every rank.
+class CertifiedExport:
+    """Puts certified weights into whatever leaves a fit. To be made and installed in ``setup("fit")`` by every rank.
 
     It outlives the fit: what the Trainer saves afterwards meets the bound as well.
 
     Args:
-        trainer: of the fit.
-        weights: that are held to the bound.
-        author: what is written of them.
-        ranks: of the fit.
-        key: of the certificate, and of the training weights, in a checkpoint.
+        trainer: whose fit it is.
+        weights: those that are held to the bound.
+        certifier: finds what is written of them.
+        ranks: the processes of the fit.
+        key: name in a checkpoint of the certificate and the training weights.
     """
 
-    def __init__(self, trainer: Trainer, weights: ConstrainedWeights, author: Author, ranks: Ranks, key: str) -> None:
+    def __init__(self, trainer: Trainer, weights: BoundedWeights, certifier: Certifier, ranks: Ranks, key: str) -> None:
         self.key = key
-        self.certificate: Certificate | None = None
         self._trainer = ref(trainer)
-        self._weights, self._author, self._ranks = weights, author, ranks
+        self._weights, self._certifier, self._ranks = weights, certifier, ranks
         self._gates = Gates(self._on_save, self._on_load)
         self._swap = Swap()
-        self._validated: Written | None = None
+        self._validated: CertifiedWeights | None = None
         self._finished = False
 
     def install(self, trainer: Trainer, model: LightningModule) -> None:
@@ -64,7 +61,7 @@ class Gate:
 
     @contextmanager
     def around_save(self, model: LightningModule) -> Iterator[None]:
-        """While the Trainer saves this module, in a fit or not."""
+        """Stand there while the Trainer saves this module, in a fit or not."""
         try:
             with self._gates.around_save(model):
                 yield
@@ -75,7 +72,7 @@ class Gate:
     # Checkpoints
 
     def _on_save(self, model: LightningModule, checkpoint: Checkpoint) -> None:
-        """No collective here: a rank may save alone, in an exception."""
+        """Write certified weights into a file. No collective here: a rank may save alone, in an exception."""
         trainer = self._trainer()
         if trainer is None or not trainer.is_global_zero or Saver.of(trainer).verbatim:
             return
@@ -92,14 +89,14 @@ class Gate:
         state.update({name: value for name, value in whole.items() if name in state})
         checkpoint[self.key] = plain
 
-    def _of(self, model: LightningModule, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Written]:
+    def _of(self, model: LightningModule, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], CertifiedWeights]:
         """The weights among a state, and what is written of them."""
         self._weights.prepare(model)
         self._weights.refresh(model)
         tensors = self._weights.part(state)
-        return tensors, self._author(tensors)
+        return tensors, self._certifier(tensors)
 
-    def _warn_of_others(self, model: LightningModule, written: Written) -> None:
+    def _warn_of_others(self, model: LightningModule, written: CertifiedWeights) -> None:
         live = self._weights.of(model)  # an average that is put into the file may have been projected there before
         if self._finished and any(not torch.equal(v.to(live[name]), live[name]) for name, v in written.tensors.items()):
             rank_zero_warn(
@@ -109,7 +106,7 @@ class Gate:
             )
 
     def _on_load(self, model: LightningModule, checkpoint: Checkpoint) -> None:
-        """What training goes on from; for another Trainer, which tests a file while the fit runs, the file counts."""
+        """Load training weights; for another Trainer, which tests a file while the fit runs, the file counts."""
         trainer = self._trainer()
         if trainer is not None and trainer._checkpoint_connector._loaded_checkpoint is checkpoint:
             checkpoint["state_dict"].update(checkpoint.get(self.key, {}).get(TRAINING, {}))
@@ -119,13 +116,11 @@ class Gate:
     def before_validation(self, trainer: Trainer, model: LightningModule) -> Certificate:
         """Find what would be written now; every rank gets it, or its error."""
         self._weights.refresh(model)
-        root = deployed(trainer, model)
-        self._validated = self._agreed(root)
-        self.certificate = self._validated.certificate.at(trainer.current_epoch, trainer.global_step)
-        return self.certificate
+        self._validated = self._agreed(saved_model(trainer, model))
+        return self._validated.certificate.at(trainer.current_epoch, trainer.global_step)
 
     def before_batch(self) -> None:
-        """The weights of the file, whatever model is being validated: weight averaging has put its own in place."""
+        """Put the weights of the file where they are validated, whatever weight averaging has put there."""
         if self._validated is not None:
             self._swap.put(self._weights.parameters, self._validated.tensors)
 
@@ -136,12 +131,12 @@ class Gate:
         self._swap.back()
         self._validated = None
 
-    def written(self, root: nn.Module) -> dict[str, Tensor]:
+    def saved_tensors(self, root: nn.Module) -> dict[str, Tensor]:
         """What a file of this moment holds in place of tensors of ``root``, by their names in the model.
 
         No collective: while validation runs, every rank has what all agreed on; else the caller's own answer is given.
         """
-        found = self._validated or _undisturbed(lambda: self._author(self._weights.of(root)))
+        found = self._validated or _undisturbed(lambda: self._certifier(self._weights.of(root)))
         return self._weights.whole(found.tensors)
 
     # The module itself
@@ -151,26 +146,25 @@ class Gate:
         self._weights.refresh(model)
         written = self._agreed(model)
         Swap().put(self._weights.parameters, written.tensors)
-        self._author.keep(self._weights.of(model), Written({}, written.certificate))
-        self.certificate = written.certificate.at(trainer.current_epoch, trainer.global_step)
+        self._certifier.keep(self._weights.of(model), CertifiedWeights({}, written.certificate))
         self._finished = True
-        return self.certificate
+        return written.certificate.at(trainer.current_epoch, trainer.global_step)
 
-    def _agreed(self, root: nn.Module) -> Written:
-        """Rank 0 works, all ranks know."""
+    def _agreed(self, root: nn.Module) -> CertifiedWeights:
+        """What is written of the weights of ``root``: rank 0 works, all ranks know."""
         tensors = self._weights.of(root)
-        outcome = _undisturbed(lambda: self._ranks.once(lambda: self._sendable(self._author(tensors))))
+        outcome = _undisturbed(lambda: self._ranks.once(lambda: self._sendable(self._certifier(tensors))))
         if isinstance(outcome, Failure):
             outcome.reraise()
-        self._author.keep(tensors, outcome)
+        self._certifier.keep(tensors, outcome)
         return outcome
 
-    def _sendable(self, written: Written) -> Written:
+    def _sendable(self, written: CertifiedWeights) -> CertifiedWeights:
         return written.cpu() if self._ranks.many else written
 
 
 def _undisturbed(work: Callable[[], T]) -> T:
-    """With the global random streams as they were before, and where tensors can be differentiated: somebody may save in
-    the middle of ``trainer.validate``."""
+    """``work()``, with the global random streams as they were before, and where tensors can be differentiated: somebody
+    may save in the middle of ``trainer.validate``."""
     with isolated_rng(), torch.inference_mode(False):
         return work()

@@ -15,7 +15,7 @@ from weakref import ref
 
 import torch.distributed as dist
 
-from lightning_lipschitz._lightning import Trainer
+from lightning_lipschitz._lightning import MisconfigurationException, Trainer
 from lightning_lipschitz.errors import LipschitzError
 
 T = TypeVar("T")
@@ -24,6 +24,7 @@ Result = TypeVar("Result")
 
 # A solve may take longer than the 10 to 30 minutes that the default group waits for a peer.
 _PATIENCE = timedelta(days=7)
+_SHARDING = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}  # by name: there are two packages
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,20 @@ class Failure:
             Exception: always.
         """
         raise self.error if self.error is not None else LipschitzError(f"rank 0 failed: {self.sentence}")
+
+
+def refuse_sharded(trainer: Trainer, owner: str) -> None:
+    """Weights that no process holds whole cannot be read here.
+
+    Raises:
+        MisconfigurationException: the strategy shards parameters.
+    """
+    strategy = type(trainer.strategy)
+    if _SHARDING & {cls.__name__ for cls in strategy.__mro__}:
+        raise MisconfigurationException(
+            f"`{owner}` does not support `{strategy.__name__}` yet: no process holds the whole weights."
+            " Use `strategy='ddp'`, or certify a consolidated checkpoint with `lightning_lipschitz.certify`."
+        )
 
 
 class Ranks:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_lipschitz._lightning import LightningModule, Trainer, isolated_rng, rank_zero_warn
-from lightning_lipschitz.callbacks._shipped import constrained_names, written_into
-from lightning_lipschitz.callbacks._target import deployed
+from lightning_lipschitz._lightning import LightningModule, Trainer, rank_zero_warn
+from lightning_lipschitz.callbacks._saved_weights import as_saved, bounded_names, saved_model
+from lightning_lipschitz.callbacks._submodule import Submodule
 from lightning_lipschitz.certificate import Certificate
-from lightning_lipschitz.extraction.undisturbed import undisturbed
 from lightning_lipschitz.functional.robustness import margins
 from lightning_lipschitz.metrics import CertifiedAccuracy
-from lightning_lipschitz.report import PredictionLog, Predictions
+from lightning_lipschitz.report import PredictionLog, Predictions, predict
 
 
 class ValidationAccuracy:
@@ -41,10 +40,10 @@ class ValidationAccuracy:
         self._certified_part: nn.Module | None = None
 
     def start(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate | None) -> None:
-        """Before the batches: the constant of the weights as they are, or None where there is none of them."""
+        """Begin a validation, with the certificate of the weights as they are, or None where there is none of them."""
         self._stop()
         if certificate is not None and (self._radii or self.keeps) and self.trouble is None:
-            self._certified = _fingerprint(deployed(trainer, pl_module), constrained_names(trainer))
+            self._certified = _fingerprint(saved_model(trainer, pl_module), bounded_names(trainer))
             self._metrics = {radius: CertifiedAccuracy(radius, certificate) for radius in self._radii}
             self._kept, self._digest = PredictionLog() if self.keeps else None, certificate.network_digest
             self._active = True
@@ -53,13 +52,11 @@ class ValidationAccuracy:
         self._metrics, self._root, self._kept, self._active = {}, None, None, False
         self._certified_part = None
 
-    def see(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, select: Callable[[nn.Module], nn.Module]
-    ) -> None:
-        """A batch ``(x, y)``. What cannot be read that way is warned of, once, and counted as nothing.
+    def see(self, trainer: Trainer, pl_module: LightningModule, batch: Any, submodule: Submodule) -> None:
+        """Count a batch ``(x, y)``. What cannot be read that way is warned of, once, and counted as nothing.
 
         Args:
-            select: finds the certified part in a model.
+            submodule: finds the certified part in a model.
         """
         if not self._active:
             return
@@ -67,8 +64,8 @@ class ValidationAccuracy:
             x, y = _pair(batch)
             if self._root is None or self._certified_part is None:
                 self._root = self._find_root(trainer, pl_module)
-                self._certified_part = select(self._root)
-            with written_into(trainer, self._root):
+                self._certified_part = submodule.part(self._root)[0]
+            with as_saved(trainer, self._root):
                 logits = predict(self._certified_part, x)
             for metric in self._metrics.values():
                 metric.update(logits, y)
@@ -90,14 +87,14 @@ class ValidationAccuracy:
 
     def _find_root(self, trainer: Trainer, pl_module: LightningModule) -> nn.Module:
         """The model that holds the certified weights: averages are swapped into the live model while it validates."""
-        names = constrained_names(trainer)
-        for root in (pl_module, deployed(trainer, pl_module)):
+        names = bounded_names(trainer)
+        for root in (pl_module, saved_model(trainer, pl_module)):
             if _fingerprint(root, names) == self._certified:
                 return root
         raise RuntimeError("the weights have changed since they were certified.")
 
     def log(self, pl_module: LightningModule, prefix: str) -> None:
-        """After the batches: ``<prefix>/certified_accuracy_<radius>``, all ranks weighted by their inputs."""
+        """Log ``<prefix>/certified_accuracy_<radius>`` after the batches, all ranks weighted by their inputs."""
         for radius, metric in self._metrics.items():
             total = int(metric.total)
             if total:
@@ -126,18 +123,3 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
         return batch[0], batch[1]
     raise TypeError(f"a batch is a {type(batch).__name__}.")
-
-
-def predict(module: nn.Module, x: Tensor) -> Tensor:
-    """Logits in evaluation mode, of the module's own precision; user code does not notice.
-
-    Raises:
-        TypeError: the output is no tensor of shape (batch,) or (batch, classes).
-    """
-    with isolated_rng(), undisturbed(module):
-        parameter = next((p for p in module.parameters() if p.is_floating_point()), x)
-        logits = module(x.to(parameter.dtype) if x.is_floating_point() else x)
-    if not isinstance(logits, Tensor) or logits.ndim > 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise TypeError(f"the output is {found}.")
-    return logits

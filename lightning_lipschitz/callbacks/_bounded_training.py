@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from lightning_lipschitz._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
-from lightning_lipschitz.callbacks._choice import Choice
-from lightning_lipschitz.callbacks._constrained import ConstrainedWeights
-from lightning_lipschitz.callbacks._gate import Gate
-from lightning_lipschitz.callbacks._inputs import Arguments
-from lightning_lipschitz.callbacks._labels import choose_prefix
-from lightning_lipschitz.callbacks._overlap import refuse_overlap, refuse_pruning
-from lightning_lipschitz.callbacks._ranks import Ranks
-from lightning_lipschitz.callbacks._report import Report, Values
-from lightning_lipschitz.callbacks._target import refuse_sharded
-from lightning_lipschitz.callbacks._written import Author
-from lightning_lipschitz.certificate import Certificate
+from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, Trainer
+from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights
+from lightning_lipschitz.callbacks._certified_export import CertifiedExport
+from lightning_lipschitz.callbacks._certified_weights import Certifier
+from lightning_lipschitz.callbacks._metric_keys import choose_prefix
+from lightning_lipschitz.callbacks._part_callback import PartCallback
+from lightning_lipschitz.callbacks._saved_weights import bounding_callbacks
+from lightning_lipschitz.callbacks._shared_memory import refuse_overlap
+from lightning_lipschitz.certificate import Certificate, Multipliers
 from lightning_lipschitz.extraction import Input, Output
+from lightning_lipschitz.lightning_tools.log import MetricLog, validates_training
+from lightning_lipschitz.lightning_tools.ranks import Ranks, refuse_sharded
+from lightning_lipschitz.lightning_tools.submodule import Choice
 
 T = TypeVar("T")
 
@@ -34,10 +33,9 @@ _RENEWED = "the model has changed since it was read (a layer, an activation or a
 class Fit:
     """What belongs to one fit and is never copied or saved."""
 
-    weights: ConstrainedWeights
-    author: Author
+    weights: BoundedWeights
     ranks: Ranks
-    gate: Gate
+    export: CertifiedExport
     seconds: float = 0.0
     batch: Any = None
     logged: int = -1
@@ -51,53 +49,51 @@ class Fit:
             self.seconds += time.perf_counter() - start
 
 
-class ConstrainedTraining(Callback):
+class BoundedTraining(PartCallback):
     """Base of the callbacks that train under a bound. Subclasses say what is added to gradients, and when."""
 
-    base = ""
     max_lipschitz: float | None
-    module: str
-    input: Input
-    output: Output
-    prog_bar: bool
+    _keys: tuple[str, ...] = ()
+
+    def __init__(self, module: str, input: Input, output: Output, prog_bar: bool) -> None:
+        super().__init__(module, input, output, prog_bar)
+        self._begin()
 
     def _begin(self) -> None:
-        self.history: list[dict[str, Any]] = []
-        self.certificate: Certificate | None = None
+        super()._begin()
+        self.history = []
         self._fit: Fit | None = None
-        self._held: Arguments | None = None
-        self._gate: Gate | None = None  # outlives the fit
-        self._warned: set[str] = set()
-        self._report = Report(self.base, self.prog_bar, None)
 
     # Life of a fit
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if self._gate is not None:
-            self._gate.remove()  # of a fit that broke off before it began
+        if self._guard is not None:
+            self._guard.remove()  # of a fit that broke off before it began
         self._begin()
         owner = type(self).__name__
         refuse_sharded(trainer, owner)
-        refuse_pruning(owner, trainer.callbacks)  # type: ignore[attr-defined]
-        siblings = [callback for callback in trainer.callbacks if isinstance(callback, type(self))]  # type: ignore[attr-defined]
-        prefix = choose_prefix(self, siblings, self.base)
-        self._report = Report(prefix, self.prog_bar, None)
+        _refuse_pruning(trainer, owner)
+        prefix = choose_prefix(self, trainer, self.base)
+        self._log = MetricLog(prefix, self.prog_bar)
         ranks = Ranks(trainer)
-        weights = ConstrainedWeights(Choice.of(self), owner, self.max_lipschitz, ranks.many)
-        author = Author(weights, self.max_lipschitz)
-        self._gate = Gate(trainer, weights, author, ranks, prefix)
-        self._gate.install(trainer, pl_module)
-        self._fit = Fit(weights, author, ranks, self._gate)
+        weights = BoundedWeights(Choice.of(self), owner, self.max_lipschitz, ranks.many)
+        certifier = Certifier(weights, self.max_lipschitz, self._hint(weights))
+        export = CertifiedExport(trainer, weights, certifier, ranks, prefix)
+        export.install(trainer, pl_module)
+        self._fit, self._guard, self._submodule = Fit(weights, ranks, export), export, weights.submodule
+
+    def _hint(self, weights: BoundedWeights) -> Callable[[], Multipliers | None]:
+        """Source of multipliers that training has at hand, in the fit and after it; see :class:`.Certifier`."""
+        raise NotImplementedError
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._fit is None:
             return
         for optimizer in trainer.optimizers:
             _refuse_closures(optimizer, type(self).__name__)
-        others = [c for c in trainer.callbacks if isinstance(c, ConstrainedTraining) and c is not self]  # type: ignore[attr-defined]
-        refuse_overlap(self, others, pl_module)
+        refuse_overlap(self, [c for c in bounding_callbacks(trainer) if c is not self], pl_module)
         self._fit.weights.start(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -131,59 +127,59 @@ class ConstrainedTraining(Callback):
         return fit.weights.traced or fit.weights.hear(pl_module, fit.batch)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._fit is not None and self._fit.weights.traced and _validates_training(trainer):
+        if self._fit is not None and self._fit.weights.traced and validates_training(trainer):
             self._certify(self._fit, trainer, pl_module)
 
     def on_validation_batch_start(self, *_: Any, **__: Any) -> None:
         if self._fit is not None:
-            self._fit.gate.before_batch()
+            self._fit.export.before_batch()
 
     def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
         if self._fit is not None:
-            self._fit.gate.after_batch()
+            self._fit.export.after_batch()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._fit is not None:
-            self._fit.gate.after_validation()
+            self._fit.export.after_validation()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._fit is not None and self._fit.weights.traced and self._fit.logged != trainer.global_step:
             self._certify(self._fit, trainer, pl_module)
-            self._fit.gate.after_validation()
+            self._fit.export.after_validation()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         fit = self._fit
         if fit is None or not fit.weights.traced:
             return
-        self.certificate = fit.timed(lambda: fit.gate.finish(trainer, pl_module))
+        self.certificate = fit.timed(lambda: fit.export.finish(trainer, pl_module))
         if trainer.global_step:
-            self._report.write(trainer, self._record(fit, trainer, self.certificate))
+            self._log.log_at_end(trainer, self._entry(fit, trainer, self.certificate))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Whoever saves after this does it by the Trainer, and passes the gate there.
         if self._fit is not None:
-            self._fit.gate.after_validation()
-            self._fit.gate.remove()
-            self._fit.weights.stop_listening()
+            self._fit.export.after_validation()
+            self._fit.export.remove()
+            self._fit.weights.submodule.inputs.disarm()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self._fit is not None:
-            self._fit.gate.remove()
+            self._fit.export.remove()
             self._fit.weights.rest()
             self._fit.ranks.close()
-            self._held, self._fit = self._fit.weights.held, None
+            self._fit = None
 
     # What other callbacks may ask
 
     def end_epoch(self, trainer: Trainer) -> None:
         """What is done once when an epoch of training ends, before its weights are written; again does nothing."""
 
-    def written(self, root: nn.Module) -> dict[str, Tensor]:
+    def saved_tensors(self, root: nn.Module) -> dict[str, Tensor]:
         """What a file of this moment holds in place of tensors of ``root``, by their names in the model."""
         fit = self._fit
-        return fit.gate.written(root) if fit is not None and fit.weights.traced else {}
+        return fit.export.saved_tensors(root) if fit is not None and fit.weights.traced else {}
 
-    def constrained_names(self) -> frozenset[str]:
+    def bounded_names(self) -> frozenset[str]:
         """The parameters that are held to the bound, by their names in the model; none before they are known."""
         fit = self._fit
         return frozenset(fit.weights.whole(fit.weights.parameters)) if fit is not None else frozenset()
@@ -192,60 +188,31 @@ class ConstrainedTraining(Callback):
 
     def _certify(self, fit: Fit, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find and log what would be written of the weights of this moment; validation will see it."""
-        certificate = fit.timed(lambda: fit.gate.before_validation(trainer, pl_module))
+        certificate = fit.timed(lambda: fit.export.before_validation(trainer, pl_module))
         fit.logged = trainer.global_step
-        self._report.log(trainer, pl_module, self._record(fit, trainer, certificate))
+        self._log.log(trainer, pl_module, self._entry(fit, trainer, certificate))
 
-    def _record(self, fit: Fit, trainer: Trainer, certificate: Certificate) -> Values:
+    def _entry(self, fit: Fit, trainer: Trainer, certificate: Certificate) -> dict[str, float]:
+        """What is logged of it; the history gets all of it."""
         self.certificate = certificate
         values = {"upper_bound": certificate.upper_bound, **self._values(), "seconds": fit.seconds}
         fit.seconds = 0.0
         self.history.append({"epoch": trainer.current_epoch, "global_step": trainer.global_step, **values})
-        return Values({name: value for name, value in values.items() if name in self._keys})
-
-    _keys: tuple[str, ...] = ()
+        return {name: value for name, value in values.items() if name in self._keys}
 
     def _values(self) -> dict[str, float]:
+        """Numbers of the method, for the history; those of ``_keys`` are logged."""
         raise NotImplementedError
 
     def _warn(self, subject: str, sentence: str) -> None:
         """Once a fit."""
-        if subject not in self._warned:
-            self._warned.add(subject)
-            rank_zero_warn(f"`{type(self).__name__}`: {sentence}")
-
-    # State
-
-    @property
-    def state_key(self) -> str:
-        return self._generate_state_key(**Choice.of(self).state)
-
-    def state_dict(self) -> dict[str, Any]:
-        held = self._held if self._fit is None else self._fit.weights.held
-        history = {"history": [dict(record) for record in self.history]}
-        return history if held is None else history | {"held": held}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history = [dict(record) for record in state_dict["history"]]
-        if self._fit is not None:
-            self._fit.weights.held = state_dict.get("held")
-
-    only_looks_on = False
-
-    def around_save(self, trainer: Trainer, pl_module: LightningModule) -> AbstractContextManager[None]:
-        """What stands around every save of the Trainer, see :class:`~lightning_lipschitz.callbacks._saver.Saver`."""
-        return nullcontext() if self._gate is None else self._gate.around_save(pl_module)
+        self._warned(subject, f"`{type(self).__name__}`: {sentence}")
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Outside of ``fit``, what is written is what counts: ``WeightAveraging`` would go back to training weights."""
         if trainer.state.fn != "fit" and "current_model_state" in checkpoint:
             checkpoint["current_model_state"] = checkpoint["state_dict"]
             pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what points into the run."""
-        state = self.__dict__ | {"_fit": None, "_gate": None}
-        return {name: value for name, value in state.items() if name not in ("log", "log_dict")}
 
 
 def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> float:
@@ -256,15 +223,6 @@ def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> float:
     return float(scaler.get_scale())
 
 
-def learning_rate(optimizer: Optimizer) -> float:
-    """The largest of its groups."""
-    return max(float(group["lr"]) for group in optimizer.param_groups)
-
-
-def _validates_training(trainer: Trainer) -> bool:
-    return trainer.state.fn == "fit" and not trainer.sanity_checking
-
-
 def _refuse_closures(optimizer: Optimizer, owner: str) -> None:
     if isinstance(optimizer, LBFGS):
         raise MisconfigurationException(
@@ -272,3 +230,18 @@ def _refuse_closures(optimizer: Optimizer, owner: str) -> None:
             " the loss that it sees lacks what is added to the gradient. Use an optimizer that takes one gradient a"
             " step, such as `torch.optim.Adam`."
         )
+
+
+def _refuse_pruning(trainer: Trainer, owner: str) -> None:
+    """Weights that are cut while they are trained: the tensors that are held to the bound are exchanged for others.
+
+    Raises:
+        MisconfigurationException: there is a ``ModelPruning`` among the callbacks.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if any(cls.__name__ == "ModelPruning" for cls in type(callback).__mro__):  # by name: there are two packages
+            raise MisconfigurationException(
+                f"`{owner}` does not support `{type(callback).__name__}`, which exchanges the parameters while they are"
+                " trained. Prune before the fit, with `torch.nn.utils.prune` and without `prune.remove`: masks that"
+                " are there are kept, in training and in what is written."
+            )

@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, isolated_rng
-from lightning_lipschitz.callbacks._choice import Choice
-from lightning_lipschitz.callbacks._inputs import Arguments
-from lightning_lipschitz.callbacks._target import find_target
-from lightning_lipschitz.callbacks._ties import aliases
-from lightning_lipschitz.callbacks._watch import Watched
+from lightning_lipschitz.callbacks._shared_memory import aliases
+from lightning_lipschitz.callbacks._submodule import Submodule
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction import Extractor
-from lightning_lipschitz.extraction.undisturbed import tensors_of, unwrapped
+from lightning_lipschitz.extraction.undisturbed import tensors_of
 from lightning_lipschitz.graph.network import Network
+from lightning_lipschitz.lightning_tools.submodule import Choice
 from lightning_lipschitz.projection.family import stored_weights
 from lightning_lipschitz.projection.stored import StoredWeights
 
@@ -28,7 +26,7 @@ Tensors = Mapping[str, Tensor]
 PART = "_certified_part."  # stands before the names of a module that is read in part
 
 
-class ConstrainedWeights:
+class BoundedWeights:
     """The weights of one submodule, during one fit.
 
     Args:
@@ -36,14 +34,16 @@ class ConstrainedWeights:
         owner: the callback's class, for messages.
         max_lipschitz: the bound, if there is one.
         many: whether other processes do the same, and have to hold other inputs at the same values.
+
+    Attributes:
+        submodule: the submodule itself.
+        renewed: whether the model has become another one, and what was found for the old one is of no use.
     """
 
     def __init__(self, choice: Choice, owner: str, max_lipschitz: float | None = None, many: bool = False) -> None:
-        self._choice, self._name = choice, choice.module
+        self._choice, self.submodule = choice, Submodule(choice, owner)
         self._owner, self._max_lipschitz, self._many = owner, max_lipschitz, many
-        self._held: Arguments | None = None
-        self._watched: Watched | None = None
-        self._linear: StoredWeights | None = None
+        self._stored: StoredWeights | None = None
         self._part: nn.Module | None = None
         self._parameters: dict[str, nn.Parameter] = {}
         self._readable: frozenset[str] = frozenset()
@@ -52,28 +52,27 @@ class ConstrainedWeights:
         self._frozen: tuple[bool, ...] = ()
         self._traces = 0
         self._outgrown = False  # a parameter has another shape than when it was traced
-        self.renewed = False  # the model has become another one, and what was found for the old one is of no use
+        self.renewed = False
 
     @property
     def traced(self) -> bool:
-        return self._linear is not None
+        return self._stored is not None
 
     @property
-    def linear(self) -> StoredWeights:
-        """What reads and writes the matrices.
+    def stored(self) -> StoredWeights:
+        """What reads and writes the weights of the layers.
 
         Raises:
             LipschitzError: nothing has been called yet, so nothing is known of the input.
         """
-        if self._linear is None:
+        if self._stored is None:
             raise LipschitzError(
                 f"`{self._owner}` does not know the input of the model, which was not called yet, and cannot certify"
                 " weights until then. Set `example_input_array` in the LightningModule."
             )
-        if self._watched is not None:
-            self._watched.follow()
+        self.submodule.follow()
         self._look_up()
-        return self._linear
+        return self._stored
 
     def _look_up(self) -> None:
         """The parameters may be other objects by now: of a model that was moved to some devices, or with new ones."""
@@ -91,55 +90,35 @@ class ConstrainedWeights:
             MisconfigurationException: there is no such submodule.
             LipschitzError: as :meth:`trace`.
         """
-        watched = self._watch(model)
+        self.submodule.find(model)
         if self._many and self._choice.input is not None:
-            watched.ask(model)
+            self.submodule.ask(model)
         if not self.trace(model):
-            watched.listen(model)
+            self.submodule.listen(model)
 
     def prepare(self, model: LightningModule) -> None:
         """Make sure that the submodule of this model is traced, in the middle of a fit or outside of it.
 
         Raises:
             MisconfigurationException: there is no such submodule.
-            LipschitzError: as :meth:`trace` and :attr:`linear`.
+            LipschitzError: as :meth:`trace` and :attr:`stored`.
         """
-        watched = self._watch(model)
-        if self._linear is None:
-            watched.ask(model)
+        self.submodule.find(model)
+        if self._stored is None:
+            self.submodule.ask(model)
             self.trace(model)
-        self.linear  # noqa: B018 - raises where nothing can be certified yet
-
-    def _watch(self, model: LightningModule) -> Watched:
-        if self._watched is None:
-            self._watched = Watched(model, self._choice, self._owner)
-            self._watched.hold(self._held)
-        return self._watched
-
-    @property
-    def held(self) -> Arguments | None:
-        """What other inputs than the chosen one are held at, for a checkpoint; None where there are none."""
-        return self._held if self._watched is None else self._watched.plain_held
-
-    @held.setter
-    def held(self, arguments: Arguments | None) -> None:
-        self._held = arguments
+        self.stored  # noqa: B018 - raises where nothing can be certified yet
 
     def rest(self) -> None:
         """Let go of the model until :meth:`prepare`."""
-        self._linear, self._part, self._parameters, self._aliases = None, None, {}, {}
-        if self._watched is not None:
-            self._watched.rest()
+        self._stored, self._part, self._parameters, self._aliases = None, None, {}, {}
+        self.submodule.rest()
 
     def hear(self, model: LightningModule, batch: Any) -> bool:
         """A training batch is known: trace, if that can be done now; whether it is done. Raises as :meth:`trace`."""
-        if self._linear is None and self._watched is not None:
-            self._watched.hear(model, batch)
+        if self._stored is None:
+            self.submodule.hear(model, batch)
         return self.trace(model)
-
-    def stop_listening(self) -> None:
-        if self._watched is not None:
-            self._watched.inputs.disarm()
 
     def trace(self, model: LightningModule) -> bool:
         """Trace, if that is not done and an example input has been seen; whether it is done.
@@ -148,17 +127,16 @@ class ConstrainedWeights:
             LipschitzError: the submodule cannot be read, holds layers that cannot be projected, or has no weights with
                 the bound.
         """
-        watched = self._watched
-        if self._linear is None and watched is not None and watched.knows_input:
+        if self._stored is None and self.submodule.knows_input:
             with isolated_rng():
-                self._linear = self._trace(model, watched)
+                self._stored = self._trace(model)
         return self.traced
 
     def has_thawed(self, model: LightningModule) -> bool:
         """Whether other layers are frozen than when the submodule was traced; then it is traced anew."""
-        if self._linear is None or self._frozen == _frozen(find_target(model, self._name, self._owner)):
+        if self._stored is None or self._frozen == _frozen(self.submodule.target(model)):
             return False
-        self._linear = None
+        self._stored = None
         return self.trace(model)
 
     def fit_in(self, model: LightningModule) -> None:
@@ -173,36 +151,34 @@ class ConstrainedWeights:
         Raises:
             LipschitzError: as :meth:`trace`.
         """
-        watched, linear = self._watched, self._linear
-        if linear is None or watched is None:
+        if self._stored is None:
             return
         with isolated_rng():
-            reader = watched.reader(model)
+            reader = self.submodule.reader(model)
             reader.refresh()
-            if reader is not linear.extractor or reader.traces != self._traces:
-                self._linear = self._trace(model, watched)
+            if reader is not self._stored.extractor or reader.traces != self._traces:
+                self._stored = self._trace(model)
                 self.renewed = True
 
-    def _trace(self, model: LightningModule, watched: Watched) -> StoredWeights:
-        target = unwrapped(find_target(model, self._name, self._owner))
-        chosen, example = watched.part(model)
-        self._require_alike(watched)
-        linear = stored_weights(chosen, example, reader=lambda: cast(Extractor, watched.reader(model)))
+    def _trace(self, model: LightningModule) -> StoredWeights:
+        target = self.submodule.target(model)
+        chosen, example = self.submodule.part(model)
+        self._require_alike()
+        stored = stored_weights(chosen, example, reader=lambda: cast(Extractor, self.submodule.reader(model)))
         if self._max_lipschitz is not None:
-            linear.require_reachable(self._max_lipschitz)
+            stored.require_reachable(self._max_lipschitz)
         self._frozen = _frozen(target)
-        path = next(name for name, module in model.named_modules() if module is target)
-        self._prefix = f"{path}." if path else ""
+        self._prefix = self.submodule.prefix(model)
         self._mark = "" if chosen is target else PART
-        self._aliases = aliases(model, [self._named(name) for name in linear.parameter_names])
-        self._part, self._parameters = chosen, {name: chosen.get_parameter(name) for name in linear.parameter_names}
+        self._aliases = aliases(model, [self._named(name) for name in stored.parameter_names])
+        self._part, self._parameters = chosen, {name: chosen.get_parameter(name) for name in stored.parameter_names}
         self._readable = frozenset(self._mark + name for name in tensors_of(target))
-        self._traces, self._outgrown = linear.extractor.traces, False
-        return linear
+        self._traces, self._outgrown = stored.extractor.traces, False
+        return stored
 
-    def _require_alike(self, watched: Watched) -> None:
+    def _require_alike(self) -> None:
         """Every process trains by itself, and the weights must stay the same in all of them."""
-        if self._many and watched.held is not None and not watched.is_given:
+        if self._many and self.submodule.held is not None and not self.submodule.is_given:
             raise MisconfigurationException(
                 f"`{self._owner}(input={self._choice.input!r})` holds the other inputs at the values of one sample, and"
                 " each process sees other batches. Set `example_input_array` in the LightningModule to all inputs."
@@ -211,12 +187,12 @@ class ConstrainedWeights:
     # Reading
 
     def part(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Of a ``state_dict`` of the whole model: what the submodule reads, by its names there."""
+        """What the submodule reads of a ``state_dict`` of the whole model, by the submodule's own names."""
         found = {name: tensors.get(self._named(name)) for name in self._readable}
         return {name: tensor.detach() for name, tensor in found.items() if tensor is not None}
 
     def whole(self, tensors: Tensors) -> dict[str, Tensor]:
-        """The inverse: names of the submodule as names of the whole model, and whatever else is tied to them there."""
+        """Tensors of the submodule by their names in the whole model, those that are tied to them there included."""
         named = {self._named(name): tensor for name, tensor in tensors.items()}
         return named | {other: named[name] for other, name in self._aliases.items() if name in named}
 
@@ -225,15 +201,15 @@ class ConstrainedWeights:
 
     def of(self, root: nn.Module) -> dict[str, Tensor]:
         """:meth:`part` of a model's own tensors."""
-        return self.part(dict(root.named_parameters(remove_duplicate=False)) | dict(root.named_buffers()))
+        return self.part(tensors_of(root))
 
     def matrices(self) -> list[Tensor]:
-        """Of the live model, detached; not copies where they are parameters."""
-        return [weight.detach() for weight in self.linear.differentiable(self._parameters)]
+        """Weights of the live model, detached; not copies where they are parameters."""
+        return [weight.detach() for weight in self.stored.differentiable(self._parameters)]
 
     def network(self, tensors: Tensors | None = None) -> Network:
         """The network with these tensors, or as it is in the live model."""
-        return self.linear.extractor.extract(tensors).network
+        return self.stored.extractor.extract(tensors).network
 
     # Moving
 
@@ -266,7 +242,7 @@ class ConstrainedWeights:
     def _pulled_back(self, directions: Sequence[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
         """Directions of matrices as directions of parameters."""
         with torch.enable_grad():
-            matrices = self.linear.differentiable(self._parameters)
+            matrices = self.stored.differentiable(self._parameters)
         if all(isinstance(matrix, nn.Parameter) for matrix in matrices):
             return list(zip(matrices, directions, strict=True))  # type: ignore[arg-type]
         pairs = [(m, d) for m, d in zip(matrices, directions, strict=True) if m.requires_grad]
@@ -282,6 +258,6 @@ def _trained(optimizer: Optimizer) -> frozenset[int]:
 
 
 def _frozen(target: nn.Module) -> tuple[bool, ...]:
-    """Of its parameters in order; all trained, where none is: such a model is at rest, and all of it may give way."""
+    """Which of its parameters are trained; all of them where none is: such a model is at rest, and all may give way."""
     trained = tuple(parameter.requires_grad for parameter in target.parameters())
     return trained if any(trained) else (True,) * len(trained)

@@ -1,7 +1,12 @@
-"""Example inputs of a submodule, taken from the run itself: no extra forward, no batch drawn from a dataloader."""
+"""Inputs of a module: how its forward takes them, and examples of them, taken from the run itself.
+
+There is no extra forward for that, and no batch is drawn from a dataloader.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 from weakref import ReferenceType, ref
 
@@ -10,12 +15,67 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.hooks import RemovableHandle
 
-from lightning_lipschitz.callbacks._choice import arguments_of, chosen_input, names_of
 from lightning_lipschitz.extraction import Input
 
 Arguments: TypeAlias = "tuple[Any, ...] | dict[str, Any]"
 
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _ROWS = 64  # enough for sampling slopes, and nothing worth mentioning in memory
+
+
+def names_of(target: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters of its forward."""
+    try:
+        return tuple(inspect.signature(target.forward).parameters)
+    except (TypeError, ValueError):  # it is no Python
+        return ()
+
+
+def needs_more(target: nn.Module) -> bool:
+    """Whether its forward cannot be called with one positional argument."""
+    try:
+        inspect.signature(target.forward).bind(None)
+    except TypeError:
+        return True
+    except ValueError:
+        pass
+    return False
+
+
+def arguments_of(target: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The arguments of a call as an example for :func:`lightning_lipschitz.certify`: a tuple of positional ones in the
+    order of the signature, or, where some can be given by keyword only, all by their names."""
+    if not kwargs:
+        return args
+    bound = inspect.signature(target.forward).bind(*args, **kwargs)
+    if not bound.kwargs:
+        return bound.args
+    named = {name: bound.arguments[name] for name, each in bound.signature.parameters.items() if _fills(each, bound)}
+    return named | bound.kwargs
+
+
+def chosen_input(names: Sequence[str], arguments: Any, wanted: Input) -> Any:
+    """The chosen one of the arguments that :func:`arguments_of` gave; None where there is no such one.
+
+    Args:
+        names: parameters of the forward, see :func:`names_of`.
+        arguments: those of one call.
+        wanted: position or name; None for the only one.
+
+    Example:
+        >>> chosen_input(names_of(nn.Bilinear(1, 1, 1)), ("a", "b"), "input2"), chosen_input(("x",), ("a",), None)
+        ('b', 'a')
+    """
+    named = isinstance(arguments, dict)
+    names, values = list(arguments if named else names), list(arguments.values() if named else arguments)
+    if wanted is None:
+        return values[0] if len(values) == 1 else None
+    place = wanted if isinstance(wanted, int) else names.index(wanted) if wanted in names else len(values)
+    return values[place] if place < len(values) else None
+
+
+def _fills(parameter: inspect.Parameter, bound: inspect.BoundArguments) -> bool:
+    return parameter.kind in _POSITIONAL and parameter.name in bound.arguments
 
 
 class InputCapture:
@@ -57,7 +117,7 @@ class InputCapture:
         self.disarm()
 
     def take_from_batch(self, batch: Any, module: nn.Module) -> bool:
-        """For a forward that the training step never calls: the batch's tensor, or its first as in ``(x, y)``."""
+        """Take the batch's tensor, or its first as in ``(x, y)``, for a forward that the training step never calls."""
         first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if isinstance(first, Tensor):
             self.take((first,), module)
@@ -92,11 +152,11 @@ def first_samples(arguments: Any, rows: int, like: Any = None) -> Any:
 
 
 def plain(arguments: Arguments | None, chosen: Any) -> Arguments | None:
-    """As a checkpoint can hold them: a few samples, and only tensors, on the CPU, and plain values; None where there
+    """The arguments as a checkpoint can hold them: a few samples, tensors on the CPU and plain values; None where there
     are others.
 
     Args:
-        arguments: of one call.
+        arguments: those of one call.
         chosen: the one of them whose samples count.
     """
     leaves = [] if arguments is None else tree_leaves(arguments)

@@ -6,30 +6,30 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning_lipschitz._lightning import Trainer, rank_zero_warn
-from lightning_lipschitz.callbacks._choice import Choice
+from lightning_lipschitz.callbacks._measurement import LOGGED
+from lightning_lipschitz.lightning_tools.submodule import Choice
 
-KEYS = ("upper_bound", "lower_bound", "relative_gap", "seconds", "solver_ok")
 
-
-def check(mine: Any, trainer: Trainer) -> str:
+def checked_prefix(mine: Any, trainer: Trainer) -> str:
     """The prefix of the keys that ``mine`` logs; warns of whatever would make one of them, or a file, lie."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    prefix = choose_prefix(mine, [callback for callback in callbacks if isinstance(callback, type(mine))])
+    prefix = choose_prefix(mine, trainer, "lipschitz")
     warn_of_stale_labels(prefix, mine.every_n_epochs, callbacks)
     warn_of_late_averaging(mine, callbacks, trainer.max_epochs)
     warn_of_raw_weights(callbacks)
     return prefix
 
 
-def choose_prefix(mine: Any, siblings: list[Any], base: str = "lipschitz") -> str:
+def choose_prefix(mine: Any, trainer: Trainer, base: str) -> str:
     """``base`` for the instance on the whole model, or the first one; ``base/<module>`` for the others, with the input
     and the output in it where these are named.
 
     Args:
-        mine: one of ``siblings``.
-        siblings: every instance in the Trainer, in order. The Trainer refuses two on the same part.
-        base: of this kind of callback.
+        mine: one of the Trainer's callbacks. The Trainer refuses two of its kind on the same part.
+        trainer: whose callbacks are asked, in order.
+        base: prefix of this kind of callback.
     """
+    siblings = [callback for callback in trainer.callbacks if isinstance(callback, type(mine))]  # type: ignore[attr-defined]
     names = [Choice.of(callback).label for callback in siblings]
     plain = "" if "" in names else names[0]
     mine_is = Choice.of(mine).label
@@ -41,7 +41,7 @@ def warn_of_stale_labels(prefix: str, every_n_epochs: int, callbacks: Iterable[A
     if every_n_epochs == 1:
         return
     monitored = {getattr(callback, "monitor", None): type(callback).__name__ for callback in callbacks}
-    for key in sorted({f"{prefix}/{name}" for name in KEYS} & monitored.keys()):
+    for key in sorted({f"{prefix}/{name}" for name in LOGGED} & monitored.keys()):
         rank_zero_warn(
             f"`{monitored[key]}(monitor={key!r})` reads a value that is renewed in the first epoch and then in every"
             f" {every_n_epochs}th; in between it belongs to older weights. Use `ModelCheckpoint(every_n_epochs="

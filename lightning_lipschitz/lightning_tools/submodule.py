@@ -1,18 +1,19 @@
-"""What of a model a callback speaks about: a submodule, one of its inputs, one of its outputs."""
+"""The part of a model that a callback or a mixin speaks about: a submodule, one of its inputs, one of its outputs."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from lightning_lipschitz.callbacks._arguments import require
+from lightning_lipschitz._lightning import MisconfigurationException
 from lightning_lipschitz.extraction import Input, Output
+from lightning_lipschitz.lightning_tools.arguments import require
+from lightning_lipschitz.lightning_tools.inputs import names_of
 
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_NO_FORWARD = ("LightningModule.forward", "_forward_unimplemented")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Choice:
 
     @classmethod
     def of(cls, callback: Any) -> Choice:
-        """That of a callback."""
+        """Choice in the arguments of a callback."""
         return cls(callback.module, callback.input, callback.output)
 
     def check(self, owner: str) -> Choice:
@@ -72,71 +73,56 @@ class Choice:
         require(known, owner, "input", self.input, f"{accepted}; by name or by position from 0")
 
     @property
-    def label(self) -> str:
-        """Tells apart instances, in keys of metrics and of checkpoints."""
-        chosen = {"input": self.input, "output": _name(self.output)}
-        return ",".join([self.module] * bool(self.module) + [f"{k}={v}" for k, v in chosen.items() if v is not None])
-
-    @property
     def state(self) -> dict[str, Any]:
         """What is in a callback's ``state_key``; only the module, where nothing else was chosen."""
         chosen = {"input": self.input, "output": _name(self.output)}
         return {"module": self.module} | {key: value for key, value in chosen.items() if value is not None}
 
-
-def needs_more(target: nn.Module) -> bool:
-    """Whether its forward cannot be called with one positional argument."""
-    try:
-        inspect.signature(target.forward).bind(None)
-    except TypeError:
-        return True
-    except ValueError:
-        pass
-    return False
+    @property
+    def label(self) -> str:
+        """Tells apart instances, in keys of metrics and of checkpoints."""
+        _, *others = self.state.items()
+        return ",".join([self.module] * bool(self.module) + [f"{key}={value}" for key, value in others])
 
 
-def arguments_of(target: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The arguments of a call as an example for :func:`lightning_lipschitz.certify`: a tuple of positional ones in the
-    order of the signature, or, where some can be given by keyword only, all by their names."""
-    if not kwargs:
-        return args
-    bound = inspect.signature(target.forward).bind(*args, **kwargs)
-    if not bound.kwargs:
-        return bound.args
-    named = {name: bound.arguments[name] for name, each in bound.signature.parameters.items() if _fills(each, bound)}
-    return named | bound.kwargs
-
-
-def chosen_input(names: Sequence[str], arguments: Any, wanted: Input) -> Any:
-    """The chosen one of the arguments that :func:`arguments_of` gave; None where there is no such one.
+def find_target(root: nn.Module, name: str, owner: str) -> nn.Module:
+    """The submodule called ``name``; for ``""`` the model itself, or its only child if it has no ``forward``.
 
     Args:
-        names: of the parameters of the forward, see :func:`names_of`.
-        arguments: of one call.
-        wanted: position or name; None for the only one.
+        root: the LightningModule, or a copy of it that holds averaged weights.
+        name: dotted, as in ``root.named_modules()``.
+        owner: the class whose argument ``module`` this is, for the message.
 
-    Example:
-        >>> chosen_input(names_of(nn.Bilinear(1, 1, 1)), ("a", "b"), "input2"), chosen_input(("x",), ("a",), None)
-        ('b', 'a')
+    Raises:
+        MisconfigurationException: no such submodule, or none that could be meant by ``""``.
     """
-    named = isinstance(arguments, dict)
-    names, values = list(arguments if named else names), list(arguments.values() if named else arguments)
-    if wanted is None:
-        return values[0] if len(values) == 1 else None
-    place = wanted if isinstance(wanted, int) else names.index(wanted) if wanted in names else len(values)
-    return values[place] if place < len(values) else None
+    if name:
+        return _named(root, name, owner)
+    if type(root).forward.__qualname__ not in _NO_FORWARD:
+        return root
+    children = [child for child in root.children() if any(True for _ in child.parameters())]
+    if len(children) == 1:
+        return children[0]
+    raise MisconfigurationException(
+        f"`{owner}(module='')` stands for the forward of `{type(root).__name__}`, which has none. Define `forward`, or"
+        f" name the submodule to certify: `module` can be {_choices(root)}."
+    )
 
 
-def names_of(target: nn.Module) -> tuple[str, ...]:
-    """Of the parameters of its forward."""
+def _named(root: nn.Module, name: str, owner: str) -> nn.Module:
     try:
-        return tuple(inspect.signature(target.forward).parameters)
-    except (TypeError, ValueError):  # it is no Python
-        return ()
+        return root.get_submodule(name)
+    except AttributeError:
+        raise MisconfigurationException(
+            f"`{owner}(module={name!r})` names no submodule of `{type(root).__name__}`."
+            f" `module` can be {_choices(root)}."
+        ) from None
 
 
-def _fills(parameter: inspect.Parameter, bound: inspect.BoundArguments) -> bool:
-    return parameter.kind in _POSITIONAL and parameter.name in bound.arguments
+def _choices(root: nn.Module, limit: int = 8) -> str:
+    names = [repr(name) for name, _ in root.named_modules() if name]
+    listed = ", ".join(names[:limit]) or "''"
+    return listed if len(names) <= limit else f"{listed}, ... ({len(names)} in all)"
 
 
 def _is_place(value: Any) -> bool:
