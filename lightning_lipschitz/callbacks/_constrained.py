@@ -19,8 +19,8 @@ from lightning_lipschitz.callbacks._watch import Watched
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction.undisturbed import tensors_of, unwrapped
 from lightning_lipschitz.network import Network
-from lightning_lipschitz.projection.family import stored_weights
-from lightning_lipschitz.projection.stored import StoredWeights
+from lightning_lipschitz.training import require_reachable
+from lightning_lipschitz.weights import StoredWeights, stored_weights
 
 Tensors = Mapping[str, Tensor]
 
@@ -188,7 +188,7 @@ class ConstrainedWeights:
         self._require_alike(watched)
         linear = stored_weights(chosen, example, reader=lambda: watched.reader(model))
         if self._max_lipschitz is not None:
-            linear.require_reachable(self._max_lipschitz)
+            require_reachable(linear, self._max_lipschitz)
         self._frozen = _frozen(target)
         path = next(name for name, module in model.named_modules() if module is target)
         self._prefix = f"{path}." if path else ""

@@ -15,13 +15,13 @@ from lightning_lipschitz.certificate import Certificate, Multipliers, prove
 from lightning_lipschitz.certificate.verify import SIGNING_MARGIN
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.network import Network
-from lightning_lipschitz.projection.multipliers import narrowed
-from lightning_lipschitz.projection.nearest import signed
-from lightning_lipschitz.projection.stored import Store
+from lightning_lipschitz.training import nearby, nearest
+from lightning_lipschitz.training.multipliers import narrowed
+from lightning_lipschitz.training.result import signed
+from lightning_lipschitz.weights import Store
 
 _RTOL = 1e-4  # of the certified bound, where it is searched for
 _ROUNDS = 3  # of the projection, where it goes far
-_NEAR = 0.1  # relative distance up to which the multipliers of training will do
 _HALVINGS = 7  # of the squared bound that they prove
 
 
@@ -95,9 +95,8 @@ class Author:
 
     def _nearby(self, tensors: Tensors, network: Network, multipliers: Multipliers) -> Written | None:
         """Projected on the set of these multipliers, unless that is far: others would then cost less."""
-        store = Store(self._weights.linear, tensors)
-        given = self._weights.linear.read(tensors)
-        found = self._weights.linear.nearby(given, network, multipliers, store, _NEAR)
+        linear, store = self._weights.linear, Store(self._weights.linear, tensors)
+        found = nearby(linear, linear.read(tensors), network, multipliers, store)
         return None if found is None else self._checked(tensors, store.stored, found.certificate)
 
     def _search(self, tensors: Tensors, network: Network) -> Written:
@@ -108,7 +107,7 @@ class Author:
             return Written({}, certificate)
         linear, store = self._weights.linear, Store(self._weights.linear, tensors)
         start = certificate.state
-        found = linear.nearest(linear.read(tensors), network, limit, store, max_rounds=_ROUNDS, warm_start=start)
+        found = nearest(linear, linear.read(tensors), network, limit, store, max_rounds=_ROUNDS, warm_start=start)
         return self._checked(tensors, store.stored, found.certificate)
 
     def _checked(self, tensors: Tensors, stored: dict[str, Tensor], certificate: Certificate) -> Written:

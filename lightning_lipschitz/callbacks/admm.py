@@ -21,7 +21,7 @@ from lightning_lipschitz.callbacks._training import ConstrainedTraining, Fit, gr
 from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction import Input, Output
-from lightning_lipschitz.projection.consensus import Consensus, Problem
+from lightning_lipschitz.training import Consensus, Problem, advance
 
 Mode = Literal["enforce", "regularize"]
 
@@ -242,7 +242,7 @@ class LipschitzADMM(ConstrainedTraining):
         weights = fit.weights.matrices()
         consensus = (self._consensus or Consensus.start(weights, self.penalty)).to(weights[0].device)
         problem = Problem(self.max_lipschitz, self.weight, self.balance)
-        moved = fit.weights.linear.advance(consensus, weights, fit.weights.network(), problem)
+        moved = advance(fit.weights.linear, consensus, weights, fit.weights.network(), problem)
         return moved.to(torch.device("cpu")) if fit.ranks.many else moved
 
     # State

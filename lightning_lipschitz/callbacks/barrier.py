@@ -13,8 +13,8 @@ from lightning_lipschitz.callbacks._path import Path
 from lightning_lipschitz.callbacks._ranks import Failure
 from lightning_lipschitz.callbacks._training import ConstrainedTraining, Fit, gradient_scale, learning_rate
 from lightning_lipschitz.extraction import Input, Output
-from lightning_lipschitz.projection.barrier import Start
-from lightning_lipschitz.projection.multipliers import widened
+from lightning_lipschitz.training import Start, start_inside
+from lightning_lipschitz.training.multipliers import widened
 
 _MANY, _FEW = 0.2, 20  # rejected steps, as a share and as a number, beyond which the end of training warns
 
@@ -209,9 +209,8 @@ class LipschitzBarrier(ConstrainedTraining):
             )
 
     def _start(self, fit: Fit) -> Start:
-        found = fit.weights.linear.start_inside(
-            fit.weights.matrices(), widened(fit.weights.network()), self.max_lipschitz
-        )
+        wide = widened(fit.weights.network())
+        found = start_inside(fit.weights.linear, fit.weights.matrices(), wide, self.max_lipschitz)
         if not fit.ranks.many:
             return found
         return Start([w.cpu() for w in found.weights], [q.cpu() for q in found.log_multipliers], found.moved)
