@@ -25,7 +25,9 @@ from torch import nn
 
 import lightning_lipschitz as ll
 from lightning_lipschitz.graph.network import Network
-from lightning_lipschitz.projection import CertifiedSet, project, scaled, solve_multipliers
+from lightning_lipschitz.training import project
+from lightning_lipschitz.training.multipliers import solve_multipliers
+from lightning_lipschitz.training.spectral_ball import CertifiedSet, scaled
 
 
 def random_weights(sizes: tuple[int, ...], seed: int = 0) -> list[np.ndarray]:

@@ -6,7 +6,7 @@ from lightning_lipschitz.api import certify, lower_bound, verify
 from lightning_lipschitz.bounds.lower import LowerBound
 from lightning_lipschitz.certificate import Certificate, Status
 from lightning_lipschitz.pairwise import PairwiseBounds, pairwise_bounds
-from lightning_lipschitz.projection import project
+from lightning_lipschitz.training import project
 
 if TYPE_CHECKING:
     from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, LipschitzCallback

@@ -16,7 +16,7 @@ from tests.helpers import TWO_BY_TWO
 
 # Names
 
-ROOMS = ("", ".callbacks", ".metrics", ".mixins", ".functional", ".certificate", ".projection", ".extraction")
+ROOMS = ("", ".callbacks", ".metrics", ".mixins", ".functional", ".certificate", ".extraction", ".weights", ".training")
 UNKNOWN = ("LipschitzCallbak", "certified", "_nothing", "__wrapped__")
 
 

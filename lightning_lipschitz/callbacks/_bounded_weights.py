@@ -18,8 +18,8 @@ from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.extraction.undisturbed import tensors_of
 from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.lightning_tools.submodule import Choice
-from lightning_lipschitz.projection.family import stored_weights
-from lightning_lipschitz.projection.stored import StoredWeights
+from lightning_lipschitz.training import require_reachable
+from lightning_lipschitz.weights import StoredWeights, stored_weights
 
 Tensors = Mapping[str, Tensor]
 
@@ -166,7 +166,7 @@ class BoundedWeights:
         self._require_alike()
         stored = stored_weights(chosen, example, reader=lambda: cast(Extractor, self.submodule.reader(model)))
         if self._max_lipschitz is not None:
-            stored.require_reachable(self._max_lipschitz)
+            require_reachable(stored, self._max_lipschitz)
         self._frozen = _frozen(target)
         self._prefix = self.submodule.prefix(model)
         self._mark = "" if chosen is target else PART

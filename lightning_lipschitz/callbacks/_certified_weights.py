@@ -13,12 +13,12 @@ from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights, Tenso
 from lightning_lipschitz.certificate import Certificate, Multipliers
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.graph.network import Network
-from lightning_lipschitz.projection.at_hand import certificate_by
-from lightning_lipschitz.projection.stored import Store
+from lightning_lipschitz.training import nearby, nearest
+from lightning_lipschitz.training.at_hand import certificate_by
+from lightning_lipschitz.weights import Store
 
 _RTOL = 1e-4  # of the certified bound, where it is searched for
 _ROUNDS = 3  # of the projection, where it goes far
-_NEAR = 0.1  # relative distance up to which the multipliers of training will do
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ class Certifier:
     def _nearby(self, tensors: Tensors, network: Network, multipliers: Multipliers) -> CertifiedWeights | None:
         """Projected on the set of these multipliers, unless that is far: others would then cost less."""
         stored, store = self._weights.stored, Store(self._weights.stored, tensors)
-        found = stored.nearby(stored.read(tensors), network, multipliers, store, _NEAR)
+        found = nearby(stored, stored.read(tensors), network, multipliers, store)
         return None if found is None else self._checked(tensors, store.stored, found.certificate)
 
     def _search(self, tensors: Tensors, network: Network) -> CertifiedWeights:
@@ -105,7 +105,7 @@ class Certifier:
             return CertifiedWeights({}, certificate)
         stored, store = self._weights.stored, Store(self._weights.stored, tensors)
         start = certificate.state
-        found = stored.nearest(stored.read(tensors), network, limit, store, max_rounds=_ROUNDS, warm_start=start)
+        found = nearest(stored, stored.read(tensors), network, limit, store, max_rounds=_ROUNDS, warm_start=start)
         return self._checked(tensors, store.stored, found.certificate)
 
     def _checked(self, tensors: Tensors, stored: dict[str, Tensor], certificate: Certificate) -> CertifiedWeights:

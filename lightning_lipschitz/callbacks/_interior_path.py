@@ -13,9 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights
 from lightning_lipschitz.certificate import Multipliers
-from lightning_lipschitz.projection.barrier import Start
-from lightning_lipschitz.projection.interior import Inside
-from lightning_lipschitz.projection.multipliers import squared, widened
+from lightning_lipschitz.training import Interior, Start
+from lightning_lipschitz.training.multipliers import squared, widened
 
 _CENTRE_EVERY = 20  # optimizer steps between Newton steps of the multipliers
 _COUNTS = ("steps", "shortened", "all_steps", "all_shortened", "highest_rate", "factor")
@@ -31,7 +30,7 @@ class InteriorPath:
 
     def __init__(self, weights: BoundedWeights, max_lipschitz: float) -> None:
         self._weights, self._bound = weights, max_lipschitz
-        self._interior: Inside | None = None
+        self._interior: Interior | None = None
         self._before: dict[str, Tensor] | None = None
         self._held = False
         self._handles: list[RemovableHandle] = []
@@ -47,14 +46,15 @@ class InteriorPath:
         return self._interior is not None and self._interior.contains(self._weights.matrices())
 
     @property
-    def interior(self) -> Inside:
+    def interior(self) -> Interior:
         if self._interior is None:
             raise RuntimeError("the weights were not moved inside yet")
         return self._interior
 
-    def _inside(self, multipliers: Sequence[Tensor]) -> Inside:
-        wide, device = widened(self._weights.network()), self._weights.matrices()[0].device
-        return self._weights.stored.interior([lam.to(device) for lam in multipliers], self._bound, wide)
+    def _inside(self, multipliers: Sequence[Tensor]) -> Interior:
+        stored, wide = self._weights.stored, widened(self._weights.network())
+        device = self._weights.matrices()[0].device
+        return Interior(stored.map(wide), [lam.to(device) for lam in multipliers], self._bound, wide)
 
     def resume(self, plain: Mapping[str, Any]) -> bool:
         """Go on from what :meth:`plain` gave; False if these weights are not inside."""

@@ -22,7 +22,7 @@ from lightning_lipschitz.lightning_tools.arguments import (
     require_positive,
 )
 from lightning_lipschitz.lightning_tools.ranks import Failure
-from lightning_lipschitz.projection.consensus import Consensus, Problem
+from lightning_lipschitz.training import Consensus, Problem, advance
 
 Mode = Literal["enforce", "regularize"]
 
@@ -234,7 +234,7 @@ class LipschitzADMM(BoundedTraining):
         weights = fit.weights.matrices()
         consensus = (self._consensus or Consensus.start(weights, self.penalty)).to(weights[0].device)
         problem = Problem(self.max_lipschitz, self.weight, self.balance)
-        moved = fit.weights.stored.advance(consensus, weights, fit.weights.network(), problem)
+        moved = advance(fit.weights.stored, consensus, weights, fit.weights.network(), problem)
         return moved.to(torch.device("cpu")) if fit.ranks.many else moved
 
     # State

@@ -15,8 +15,8 @@ from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.extraction import Input, Output
 from lightning_lipschitz.lightning_tools.arguments import require_positive
 from lightning_lipschitz.lightning_tools.ranks import Failure
-from lightning_lipschitz.projection.barrier import Start
-from lightning_lipschitz.projection.multipliers import widened
+from lightning_lipschitz.training import Start, start_inside
+from lightning_lipschitz.training.multipliers import widened
 
 _MANY, _FEW = 0.2, 20  # rejected steps, as a share and as a number, beyond which the end of training warns
 
@@ -203,9 +203,8 @@ class LipschitzBarrier(BoundedTraining):
             )
 
     def _start(self, fit: Fit) -> Start:
-        found = fit.weights.stored.start_inside(
-            fit.weights.matrices(), widened(fit.weights.network()), self.max_lipschitz
-        )
+        wide = widened(fit.weights.network())
+        found = start_inside(fit.weights.stored, fit.weights.matrices(), wide, self.max_lipschitz)
         if not fit.ranks.many:
             return found
         return Start([w.cpu() for w in found.weights], [q.cpu() for q in found.log_multipliers], found.moved)

@@ -16,8 +16,8 @@ alpha = -kappa and beta = kappa.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -214,6 +214,29 @@ class Network:
     def is_chain(self) -> bool:
         """Whether every map reads only the source just before it."""
         return all([t.source for t in affine.terms] == [k] for k, affine in enumerate(self.affines))
+
+    def wide(self, affine: Affine) -> Array:
+        """One of its affine maps as one matrix over all sources (x, z_1, ..., z_K)."""
+        matrices = {term.source: term.matrix for term in affine.terms}
+        zeros = ((j, np.zeros((affine.size, size))) for j, size in enumerate(self.sizes) if j not in matrices)
+        return np.hstack([matrix for _, matrix in sorted((matrices | dict(zeros)).items())])
+
+    def rows(self) -> Array:
+        """[A; C]: the maps of all layers and of the output below each other, over all sources."""
+        return np.vstack([self.wide(affine) for affine in self.affines])
+
+    def with_matrices(self, matrices: Mapping[tuple[int, int], npt.ArrayLike]) -> Network:
+        """The network with other matrices where its terms stand; slopes, groups, biases and names stay.
+
+        Args:
+            matrices: by the number of the map, from 1 and with the output last, and the source that it reads.
+        """
+        affines = [
+            replace(affine, terms=tuple(Term(t.source, matrices[k, t.source]) for t in affine.terms))  # type: ignore[arg-type]
+            for k, affine in enumerate(self.affines, 1)
+        ]
+        layers = [replace(layer, affine=affine) for layer, affine in zip(self.layers, affines[:-1], strict=True)]
+        return Network(self.input_size, tuple(layers), affines[-1])
 
     @cached_property
     def digest(self) -> str:

@@ -15,7 +15,7 @@ from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.graph.network import Affine, Layer, Network, Term
 from tests.helpers import NETWORKS, residual
 from tests.models import ZOO
-from tests.projection.convex import dense_lmi
+from tests.training.convex import dense_lmi
 
 SWEEPS = {"forward": closed_form.forward, "backward": closed_form.backward}
 

@@ -15,8 +15,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
-from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, _written
-from lightning_lipschitz.projection import weights
+from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, _written, admm
 from tests.modules import Classifier, Uncertifiable, loader
 
 BOUND = 0.4
@@ -47,7 +46,7 @@ def no_round():
     def advance(*_):
         raise RuntimeError("no round on rank 0")
 
-    weights.advance = advance
+    admm.advance = advance
 
 
 def no_certificate():

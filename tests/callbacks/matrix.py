@@ -35,7 +35,7 @@ from lightning_lipschitz.extraction import Extractor
 from tests.callbacks.files import ALLOWED, METHODS, Failing
 from tests.models import Lambda
 from tests.modules import INPUTS, Classifier, body, loader
-from tests.projection.graphs import UnitRows
+from tests.training.graphs import UnitRows
 
 # Models
 

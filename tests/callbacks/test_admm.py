@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_lipschitz as ll
 from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier
-from lightning_lipschitz.projection.consensus import Consensus
+from lightning_lipschitz.training import Consensus
 from tests.loops import CLIP, DTYPES, LOOPS, OnlyBatchOneIsSkipped, adam, by_hand, distance, fused, scaler
 from tests.modules import CLASSES, INPUTS, Bypassed, Classifier, DictBatches, Manual, NoForward, Uncertifiable, loader
 
@@ -317,7 +317,7 @@ def test_a_round_that_fails_costs_the_round(trainer, monkeypatch):
     def broken(*_):
         raise RuntimeError("no solver")
 
-    monkeypatch.setattr("lightning_lipschitz.projection.weights.advance", broken)
+    monkeypatch.setattr("lightning_lipschitz.callbacks.admm.advance", broken)
     module = Classifier()
     with pytest.warns(UserWarning, match="a round failed in epoch 0, training goes on: RuntimeError: no solver"):
         trainer(LipschitzADMM(0.3, every_n_steps=2)).fit(module, loader(), loader(8))

@@ -1,7 +1,5 @@
 """LipschitzBarrier: the bound holds after every optimizer step, from any start, in every precision."""
 
-from itertools import pairwise
-
 import pytest
 import torch
 from pytorch_lightning import Callback
@@ -11,8 +9,6 @@ from torch import nn
 import lightning_lipschitz as ll
 from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier
 from lightning_lipschitz.extraction import Extractor
-from lightning_lipschitz.projection.barrier import log_det
-from lightning_lipschitz.projection.interior import Interior
 from tests.modules import CLASSES, INPUTS, Classifier, Manual, body, loader
 
 BOUND = 0.4
@@ -201,68 +197,3 @@ def test_two_fits_of_one_callback(trainer):
 def test_arguments(options, name):
     with pytest.raises(MisconfigurationException, match=f"`{name}` must be"):
         LipschitzBarrier(**options)
-
-
-# The mathematics
-
-
-CHAINS = [(3, 1, 2), (4, 3, 2), (5, 7, 4, 3), (9, 5, 6, 4, 2)]
-
-
-def chain(sizes, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    weights = [0.4 * draw(after, before) / before**0.5 for before, after in pairwise(sizes)]
-    return weights, [0.5 + torch.rand(n, generator=generator, dtype=torch.float64) for n in sizes[1:-1]]
-
-
-def value(interior, weights):
-    """b, from the definition."""
-    logs = [lam.log() for lam in interior.multipliers]
-    return log_det(weights, logs, interior._bound) - sum(q.sum() for q in logs)
-
-
-@pytest.mark.parametrize("sizes", CHAINS)
-def test_gradient_by_hand_is_the_automatic_one(sizes):
-    weights, multipliers = chain(sizes)
-    interior = Interior(multipliers, 3.0)
-    for mine, theirs in zip(interior.gradient(weights), interior._automatic(weights), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("sizes", CHAINS)
-def test_centring_climbs_to_where_the_gradient_vanishes(sizes):
-    weights, multipliers = chain(sizes)
-    interior = Interior(multipliers, 3.0)
-    values = [value(interior, weights).item()]
-    for _ in range(200):
-        interior.centre(weights)
-        values.append(value(interior, weights).item())
-    assert all(b >= a - 1e-9 for a, b in pairwise(values))
-    logs = [lam.log().requires_grad_() for lam in interior.multipliers]
-    b = log_det(weights, logs, interior._bound) - sum(q.sum() for q in logs)
-    assert max(g.abs().max().item() for g in torch.autograd.grad(b, logs)) < 1e-3
-
-
-def test_a_unit_without_weights_does_not_run_away():
-    weights, multipliers = chain((4, 3, 2))
-    weights[0][1], weights[1][:, 1] = 1e-9, 1e-9
-    interior = Interior(multipliers, 3.0)
-    for _ in range(100):
-        interior.centre(weights)
-    assert interior.multipliers[0].max() < 1e3
-
-
-def test_outside_is_outside():
-    weights, multipliers = chain((4, 3, 2))
-    interior = Interior(multipliers, 3.0)
-    assert interior.contains(weights)
-    assert not interior.contains([100 * w for w in weights])
-    assert not interior.contains([w * float("nan") for w in weights])
-    step = interior.largest_step(lambda t: [(1 + 20 * t) * w for w in weights])
-    assert 0 < step < 0.5
-    assert interior.contains([(1 + 20 * step) * w for w in weights])
-    assert not interior.contains([(1 + 40 * step) * w for w in weights])

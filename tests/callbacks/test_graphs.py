@@ -16,7 +16,7 @@ import lightning_lipschitz as ll
 from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier
 from lightning_lipschitz.errors import ProjectionError
 from tests.models import Lambda
-from tests.projection.graphs import UnitRows
+from tests.training.graphs import UnitRows
 
 BOUND = 1.0
 SHAPE = (1, 4, 4)

@@ -1,0 +1,11 @@
+"""The matrix inequality of any feed-forward graph in torch, block by block: its log-determinant with derivatives, and
+multipliers that are feasible by construction.
+
+Nothing that leaves here is believed: the kernel in :mod:`lightning_lipschitz.certificate` forms its own matrix.
+"""
+
+from lightning_lipschitz.bounds.inequality.log_determinant import Inequality, Point
+from lightning_lipschitz.bounds.inequality.structure import Blocks, Structure, blocks_of
+from lightning_lipschitz.bounds.inequality.sweep import Swept, sweep
+
+__all__ = ["Blocks", "Inequality", "Point", "Structure", "Swept", "blocks_of", "sweep"]

@@ -1,0 +1,148 @@
+r"""Multipliers that are feasible by construction: one sweep from the input to the output, differentiable.
+
+With rho = 1, eliminate M's blocks in the order of the sources and keep, for the maps k, l that are still to come, the
+products ``G_kl = A_k S A_l'`` of their rows A with the inverse S of M's block of all sources before. When layer k is
+reached, its pivot is, with D = 2 Lambda diag(alpha beta) and s = alpha + beta,
+
+    X = 2 Lambda - Lambda diag(s) (I + G_kk D)^-1 G_kk diag(s) Lambda,
+
+positive definite if and only if c in ``Lambda = c diag(t)^2`` is below a number that the largest eigenvalue p of
+``diag(t) G_kk diag(t)`` tells, for slopes that are alike in the layer: ``c < 2 / (w^2 p)``, w = beta - alpha. So every
+t > 0 and every share of that number in (0, 1) give multipliers that prove a bound, and all multipliers that prove one
+are reached: LipSDP becomes an unconstrained smooth problem. Afterwards
+
+    G <- G - G_.k D (I + G_kk D)^-1 G_k. + V' X^-1 V,      V = W_.k' + Lambda diag(s) (I + G_kk D)^-1 G_k.
+
+and the squared bound is the largest eigenvalue of G of the output. With t = 1 and, for slopes [0, 1], half of what c
+may be, it is ECLipsE-Fast (Xu, Sivaranjani, "ECLipsE: efficient compositional Lipschitz constant estimation for deep
+neural networks", NeurIPS 2024), on any graph. Cost: an eigenvalue and a Cholesky factorisation a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_lipschitz.bounds.inequality.structure import Blocks, Structure
+
+SLACK = 1e-8  # relative step into the interior, where rounding cannot spoil the proof
+SMALLEST_PIVOT = 1e-3  # 1 - |s| / w is kept above it: with slopes [-kappa, kappa] the best pivot is singular
+SHARED_PIVOT = 0.5  # in place of it where others read what the layer reads: the best number for x + |x|
+_HALVINGS = 60
+
+
+@dataclass(frozen=True, eq=False)
+class Swept:
+    """A feasible point, all scaled to rho = 1.
+
+    Attributes:
+        multipliers: lambda / rho, shape (n_k,) a layer.
+        covariance: ``C S C'`` of the output, whose largest eigenvalue is rho; that of a difference ``c'f`` of outputs
+            is ``c' C S C' c``.
+    """
+
+    multipliers: list[Tensor]
+    covariance: Tensor
+
+
+def sweep(
+    structure: Structure,
+    blocks: Blocks,
+    log_weights: Sequence[Tensor] | None = None,
+    shares: Sequence[Tensor] | None = None,
+) -> Swept | None:
+    """The feasible point of these parameters; differentiable in them and in the weights.
+
+    Args:
+        structure: of the network.
+        blocks: its matrices, float64.
+        log_weights: theta, shape (n_k,) a layer, equal within groups; ``lambda = c exp(theta)``. Zero by default.
+        shares: how much of what c may be it is, a number in (0, 1) a layer. By default what leaves most to the layers
+            behind, as in the closed form.
+
+    Returns:
+        A point; None where a layer, or the output, does not depend on the input.
+    """
+    first = {k: block for (k, j), block in blocks.items() if j == 0}
+    G = {(i, j): first[i] @ first[j].mT for i in first for j in first if i >= j}
+    multipliers = []
+    for k in range(1, structure.last):
+        if (k, k) not in G:
+            return None
+        weights = None if log_weights is None else log_weights[k - 1].exp()
+        pivot = _Pivot.of(structure, k, G, weights, None if shares is None else shares[k - 1])
+        if pivot is None:
+            return None
+        multipliers.append(pivot.lam)
+        _eliminate(G, k, pivot, {i: blocks[i, k] for i in range(k + 1, structure.last + 1) if (i, k) in blocks})
+    covariance = G.get((structure.last, structure.last))
+    return None if covariance is None else Swept(multipliers, covariance)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pivot:
+    """A layer with its multipliers: ``row = Lambda s``, ``bend = D``, ``inner = I + G D`` and X's lower factor."""
+
+    lam: Tensor
+    row: Tensor
+    bend: Tensor | None
+    inner: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        structure: Structure,
+        k: int,
+        G: dict[tuple[int, int], Tensor],
+        weights: Tensor | None,
+        share: Tensor | None,
+    ) -> _Pivot | None:
+        """None where the layer does not depend on the input; smaller multipliers than asked for where slopes that
+        differ inside the layer make the formula overshoot."""
+        own, alpha, beta = G[k, k], structure.alpha[k - 1], structure.beta[k - 1]
+        least, most = float(alpha.min()), float(beta.max())
+        s, w = least + most, most - least
+        seen = own if weights is None else own * torch.outer(weights.sqrt(), weights.sqrt())
+        p = torch.linalg.eigvalsh(seen)[-1]
+        if not bool(p > 0):
+            return None
+        if share is None:
+            shared = any(i != k for i, j in G if j == k)
+            back = (SHARED_PIVOT if shared else SMALLEST_PIVOT) * (1.0 - abs(s) / w)
+            lam = (1.0 - max(SLACK, back)) * 2.0 / (w * (w + abs(s))) / p * torch.ones_like(own[0])
+        else:
+            lam = (1.0 - SLACK) * share * 2.0 / w**2 / p * torch.ones_like(own[0])
+        lam = lam if weights is None else lam * weights
+        for _ in range(_HALVINGS):
+            row, bend, inner = lam * (alpha + beta), None, own
+            if k in structure.squared:
+                bend = 2.0 * lam * alpha * beta
+                inner = torch.eye(len(own), dtype=own.dtype, device=own.device) + own * bend
+            middle = own if bend is None else torch.linalg.solve(inner, own)
+            factor, info = torch.linalg.cholesky_ex(torch.diag(2.0 * lam) - row[:, None] * middle * row)
+            if not int(info):
+                return cls(lam, row, bend, inner, factor)
+            lam = 0.5 * lam
+        return None
+
+
+def _eliminate(G: dict[tuple[int, int], Tensor], k: int, pivot: _Pivot, direct: dict[int, Tensor]) -> None:
+    """G without layer k, seen by the maps behind it: by ``direct`` matrices, or by the sources that it reads."""
+    G.pop((k, k))
+    across = {i: G.pop((i, j)) for i, j in list(G) if j == k}
+    before = across
+    if pivot.bend is not None:
+        before = {i: torch.linalg.solve(pivot.inner.mT, b, left=False) for i, b in across.items()}
+    V = {i: b * pivot.row for i, b in before.items()}
+    V |= {i: V[i] + W if i in V else W for i, W in direct.items()}
+    halves = {i: torch.linalg.solve_triangular(pivot.factor, v.mT, upper=False) for i, v in V.items()}
+    for i, left in halves.items():
+        for j in (j for j in halves if j <= i):
+            new = left.mT @ halves[j]
+            if pivot.bend is not None and i in across and j in across:
+                new = new - before[i] * pivot.bend @ across[j].mT
+            G[i, j] = G[i, j] + new if (i, j) in G else new

@@ -1,0 +1,21 @@
+"""Weights with a certified bound, and training under one, in pure torch: projections, ADMM's rounds, the barrier."""
+
+from lightning_lipschitz.training.admm import advance
+from lightning_lipschitz.training.barrier import Interior, Start, start_inside
+from lightning_lipschitz.training.consensus import Consensus, Problem
+from lightning_lipschitz.training.projection import nearby, nearest, project, require_reachable
+from lightning_lipschitz.training.result import Nearest
+
+__all__ = [
+    "Consensus",
+    "Interior",
+    "Nearest",
+    "Problem",
+    "Start",
+    "advance",
+    "nearby",
+    "nearest",
+    "project",
+    "require_reachable",
+    "start_inside",
+]
