@@ -164,7 +164,7 @@ class NoChainError(WeightFileError):
         self._facts = (name, shape, reason)
 
     def of(self, path: object) -> NoChainError:
-        """The same of a file by its name."""
+        """What is wrong with a file, by its name."""
         return NoChainError(*self._facts, path=path)
 
 

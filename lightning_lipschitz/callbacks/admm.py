@@ -22,7 +22,7 @@ from lightning_lipschitz.lightning_tools.arguments import (
     require_positive,
 )
 from lightning_lipschitz.lightning_tools.ranks import Failure
-from lightning_lipschitz.training import Consensus, Problem, advance
+from lightning_lipschitz.training import Consensus, ConsensusProblem, advance
 
 Mode = Literal["enforce", "regularize"]
 
@@ -233,7 +233,7 @@ class LipschitzADMM(BoundedTraining):
     def _advance(self, fit: Fit) -> Consensus:
         weights = fit.weights.matrices()
         consensus = (self._consensus or Consensus.start(weights, self.penalty)).to(weights[0].device)
-        problem = Problem(self.max_lipschitz, self.weight, self.balance)
+        problem = ConsensusProblem(self.max_lipschitz, self.weight, self.balance)
         moved = advance(fit.weights.stored, consensus, weights, fit.weights.network(), problem)
         return moved.to(torch.device("cpu")) if fit.ranks.many else moved
 

@@ -40,7 +40,7 @@ def identity(size: int) -> Matrix:
 
 
 def dense(matrix: Matrix) -> Array:
-    """The same matrix as a numpy array."""
+    """A matrix, sparse or not, as a numpy array."""
     return matrix.toarray() if _is_sparse(matrix) else matrix  # type: ignore[no-any-return]
 
 

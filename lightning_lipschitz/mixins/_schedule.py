@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 
 from lightning_lipschitz._lightning import Callback, LightningModule, MisconfigurationException, Trainer
 from lightning_lipschitz.lightning_tools.log import MetricLog, validates_training
 from lightning_lipschitz.mixins._regulariser import Regulariser
-
-if TYPE_CHECKING:
-    from lightning_lipschitz.mixins.clip import CLIPMixin
 
 
 class ClipSchedule(Callback):
@@ -33,7 +30,7 @@ class ClipSchedule(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._regulariser = cast("CLIPMixin", pl_module)._start_clip(trainer.global_rank)
+            self._regulariser = cast(Any, pl_module)._start_clip(trainer.global_rank)  # it is a CLIPMixin
             self._logged = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -2,15 +2,15 @@
 
 from lightning_lipschitz.training.admm import advance
 from lightning_lipschitz.training.barrier import Interior, Start, start_inside
-from lightning_lipschitz.training.consensus import Consensus, Problem
+from lightning_lipschitz.training.consensus import Consensus, ConsensusProblem
 from lightning_lipschitz.training.projection import nearby, nearest, project, require_reachable
 from lightning_lipschitz.training.result import Nearest
 
 __all__ = [
     "Consensus",
+    "ConsensusProblem",
     "Interior",
     "Nearest",
-    "Problem",
     "Start",
     "advance",
     "nearby",

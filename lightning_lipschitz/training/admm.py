@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.training import path, spectral_ball
-from lightning_lipschitz.training.consensus import Consensus, Problem, norm
+from lightning_lipschitz.training.consensus import Consensus, ConsensusProblem, norm
 from lightning_lipschitz.training.multipliers import widened
 from lightning_lipschitz.weights import StoredWeights
 from lightning_lipschitz.weights.maps import with_weights
@@ -30,7 +30,7 @@ _IMBALANCE, _FACTOR = 3.0, 2.0  # residual balancing of Boyd et al. 2011, sectio
 
 @torch.no_grad()
 def advance(
-    stored: StoredWeights, consensus: Consensus, weights: Sequence[Tensor], network: Network, problem: Problem
+    stored: StoredWeights, consensus: Consensus, weights: Sequence[Tensor], network: Network, problem: ConsensusProblem
 ) -> Consensus:
     """One round: W_bar with its multipliers, Y, and the penalty if it is to follow the residuals.
 

@@ -17,7 +17,7 @@ from lightning_lipschitz.training.result import State
 
 
 @dataclass(frozen=True)
-class Problem:
+class ConsensusProblem:
     """What does not change from round to round.
 
     Attributes:

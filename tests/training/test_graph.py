@@ -17,7 +17,7 @@ from lightning_lipschitz.extraction import Extractor
 from lightning_lipschitz.extraction.units import NotLinearisedError
 from lightning_lipschitz.training import nearest, project, spectral_ball
 from lightning_lipschitz.training.multipliers import widened
-from lightning_lipschitz.training.path.quasi_newton import Value, minimise
+from lightning_lipschitz.training.path.quasi_newton import Evaluation, minimise
 from lightning_lipschitz.weights import Store, graph_weights
 from tests import models
 from tests.models import Lambda
@@ -116,7 +116,7 @@ def test_the_quasi_newton_method_stays_inside_and_finds_the_centre():
     goal = torch.linspace(0.5, 4.0, 8, dtype=torch.float64)
 
     def function(x):
-        return Value(float((x / goal - x.log()).sum()), lambda: 1 / goal - 1 / x) if (x > 0).all() else None
+        return Evaluation(float((x / goal - x.log()).sum()), lambda: 1 / goal - 1 / x) if (x > 0).all() else None
 
     found, values = minimise(function, torch.full((8,), 9.0, dtype=torch.float64), iterations=100, tolerance=1e-14)
     assert found == pytest.approx(goal, rel=1e-5)

@@ -15,7 +15,7 @@ from lightning_lipschitz.errors import ArgumentError
 from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.training.multipliers import solve_multipliers, squared
 from lightning_lipschitz.training.spectral_ball import nearest, scaled
-from lightning_lipschitz.training.spectral_ball.descent import Descent
+from lightning_lipschitz.training.spectral_ball.descent import MultiplierDescent
 from lightning_lipschitz.training.spectral_ball.layer_factors import shrinkages
 from lightning_lipschitz.weights.maps import with_weights
 from tests.helpers import NETWORKS, chain
@@ -117,7 +117,7 @@ def test_the_gradient_of_the_distance_is_that_of_finite_differences(name):
     q = np.concatenate([np.log(v[first]) for v, first in zip(proof.values, groups, strict=True)])
 
     def value(q, gradient=False):
-        descent = Descent(weights, proof.rho, network, rtol=1e-8)
+        descent = MultiplierDescent(weights, proof.rho, network, rtol=1e-8)
         descent._unit = 1.0
         return descent(q)[int(gradient)]
 

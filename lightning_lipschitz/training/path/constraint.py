@@ -75,12 +75,12 @@ class Constraint:
         return self.structure.shared(values).log()
 
     def multipliers(self, place: Place) -> Multipliers:
-        """Those of a place, of the widened network."""
+        """The multipliers of a place, of the widened network."""
         values = self.structure.unshared(place.logs.exp())
         return Multipliers(place.rho, tuple(value.cpu().numpy() for value in values))
 
     def centred(self, place: Place, steps: int) -> Place | None:
-        """The same weights with multipliers further inside, by Newton steps; None where the start is not inside."""
+        """A place's weights with multipliers further inside, by Newton steps; None where the start is not inside."""
         blocks, lam = self.map(place.weights), place.logs.exp()
         if Inequality(self.structure, lam, place.rho).at(blocks) is None:
             return None

@@ -20,15 +20,15 @@ from torch import Tensor
 
 from lightning_lipschitz.bounds.inequality import Inequality, Point
 from lightning_lipschitz.training.path.constraint import Constraint, Place
-from lightning_lipschitz.training.path.quasi_newton import Value, minimise
+from lightning_lipschitz.training.path.quasi_newton import Evaluation, minimise
 from lightning_lipschitz.weights.maps import Pullback
 
 _PROMISE = 0.1  # of mu: steps that promise less end a stage
 
 
 @dataclass(frozen=True, eq=False)
-class Descent:
-    """The problem.
+class PathDescent:
+    """Descent from place to place along the path of the log-determinant barrier.
 
     Attributes:
         constraint: what the weights and the multipliers meet.
@@ -56,7 +56,7 @@ class Descent:
     def _stage(self, place: Place, strength: float, iterations: int) -> Place:
         units = _Units.of(place, strength, self.price)
 
-        def function(z: Tensor) -> Value | None:
+        def function(z: Tensor) -> Evaluation | None:
             weights, (logs, rho) = units.weights(z), units.rest(z)
             blocks, pullback = self.constraint.map.with_pullback(weights)
             point = Inequality(self.constraint.structure, logs.exp(), rho).at(blocks)
@@ -65,7 +65,7 @@ class Descent:
             away = [w - v for w, v in zip(weights, self.target, strict=True)]
             half = 0.5 * sum(float(a.square().sum()) for a in away)
             value = half + (self.price or 0.0) * rho + strength * point.barrier
-            return Value(value, lambda: self._gradient(units, away, point, pullback, rho, strength))
+            return Evaluation(value, lambda: self._gradient(units, away, point, pullback, rho, strength))
 
         z, _ = minimise(function, units.start(place), iterations=iterations, tolerance=_PROMISE * strength)
         logs, rho = units.rest(z)

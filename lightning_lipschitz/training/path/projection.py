@@ -14,7 +14,7 @@ from lightning_lipschitz.errors import SolverError
 from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.training.multipliers import narrowed, squared
 from lightning_lipschitz.training.path.constraint import Constraint, Place
-from lightning_lipschitz.training.path.descent import Descent
+from lightning_lipschitz.training.path.descent import PathDescent
 from lightning_lipschitz.training.path.start import scaled_inside
 from lightning_lipschitz.training.result import Nearest, signed
 from lightning_lipschitz.weights import Store
@@ -61,7 +61,7 @@ def nearest(
     """
     clock = time.perf_counter()
     given = [weight.detach().double() for weight in weights]
-    start, descent = scaled_inside(constraint, given, max_lipschitz, device), Descent(constraint, given)
+    start, descent = scaled_inside(constraint, given, max_lipschitz, device), PathDescent(constraint, given)
     shares = [share for share in _SHARES if share >= rtol or share == 1.0] + [rtol]
     strengths = [descent.strength(start, share) for share in shares[:max_rounds]]
     deadline = math.inf if time_limit is None else clock + time_limit
@@ -83,7 +83,7 @@ def nearby(
     start = next(filter(None, (constraint.centred(place, 2) for place in tried)), None)
     if start is None:
         return None
-    descent = Descent(constraint, given)
+    descent = PathDescent(constraint, given)
     strengths = [descent.strength(start, share) for share in _AGAIN]
     try:
         return _rounded(descent, descent.run(start, strengths, _ITERATIONS), network, store, clock)
@@ -91,7 +91,7 @@ def nearby(
         return None
 
 
-def _rounded(descent: Descent, places: Sequence[Place], network: Network, store: Store, clock: float) -> Nearest:
+def _rounded(descent: PathDescent, places: Sequence[Place], network: Network, store: Store, clock: float) -> Nearest:
     """The last place as the parameters hold it, moved back towards the first by as little as the kernel needs."""
     anchor = places[1] if len(places) > 1 else replace(places[0], weights=[_LESS * w for w in places[0].weights])
     for margin in _MARGINS:

@@ -14,7 +14,7 @@ _HALVINGS = 40
 
 
 @dataclass(frozen=True, eq=False)
-class Value:
+class Evaluation:
     """A function at one place.
 
     Attributes:
@@ -26,7 +26,7 @@ class Value:
     gradient: Callable[[], Tensor]
 
 
-Function = Callable[[Tensor], Value | None]
+Function = Callable[[Tensor], Evaluation | None]
 
 
 def minimise(function: Function, x: Tensor, *, iterations: int, tolerance: float) -> tuple[Tensor, int]:

@@ -11,10 +11,10 @@ from dataclasses import replace
 from torch import Tensor
 
 from lightning_lipschitz.bounds import interior_point
-from lightning_lipschitz.training.consensus import Consensus, Problem
+from lightning_lipschitz.training.consensus import Consensus, ConsensusProblem
 from lightning_lipschitz.training.multipliers import squared
 from lightning_lipschitz.training.path.constraint import Constraint, Place
-from lightning_lipschitz.training.path.descent import Descent
+from lightning_lipschitz.training.path.descent import PathDescent
 from lightning_lipschitz.training.path.start import scaled_inside
 
 _SHARES = (0.3, 0.03)  # gaps at the ends of the stages of one projection, as shares of the squared distance over two
@@ -23,7 +23,9 @@ _BACK = (1.0, 0.999, 0.99, 0.95, 0.9)  # factors that bring the last projection 
 _FREE = 1.2  # a free squared bound starts that much above what LipSDP finds
 
 
-def advance(consensus: Consensus, constraint: Constraint, shifted: list[Tensor], problem: Problem) -> Consensus:
+def advance(
+    consensus: Consensus, constraint: Constraint, shifted: list[Tensor], problem: ConsensusProblem
+) -> Consensus:
     """W_bar with its multipliers.
 
     Args:
@@ -33,13 +35,13 @@ def advance(consensus: Consensus, constraint: Constraint, shifted: list[Tensor],
         problem: the bound, or its price.
     """
     price = None if problem.weight is None else problem.weight / consensus.penalty
-    descent = Descent(constraint, shifted, price)
+    descent = PathDescent(constraint, shifted, price)
     place = _projected(descent, _start(descent, consensus, problem))
     weights, multipliers = [w.clone() for w in place.weights], constraint.multipliers(place)
     return replace(consensus, weights=weights, bound=math.sqrt(place.rho), multipliers=multipliers)
 
 
-def _projected(descent: Descent, start: Place) -> Place:
+def _projected(descent: PathDescent, start: Place) -> Place:
     """V itself where it is inside for the multipliers of the start."""
     if descent.price is None:
         there = descent.constraint.centred(replace(start, weights=descent.target), 1)
@@ -50,7 +52,7 @@ def _projected(descent: Descent, start: Place) -> Place:
     return descent.run(start, strengths, _ITERATIONS)[-1]
 
 
-def _start(descent: Descent, consensus: Consensus, problem: Problem) -> Place:
+def _start(descent: PathDescent, consensus: Consensus, problem: ConsensusProblem) -> Place:
     """The last projection, or V scaled down; with the bound free, V itself with what LipSDP proves of it."""
     known, constraint = consensus.multipliers, descent.constraint
     if known is not None:

@@ -88,7 +88,7 @@ class CertifiedSet:
         return cls(multipliers, slopes_of(network))
 
     def with_rho(self, rho: float) -> CertifiedSet:
-        """The same multipliers with another squared bound."""
+        """The set of these multipliers with another squared bound."""
         return CertifiedSet(Multipliers(rho, self.multipliers.values), self._slopes)
 
     def norm(self, weights: Sequence[Tensor]) -> float:

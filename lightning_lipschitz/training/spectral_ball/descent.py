@@ -38,7 +38,7 @@ class _Enough(Exception):  # noqa: N818 - control flow: ends the search from wit
     """Distance zero, no more projections, or no more time."""
 
 
-class Descent:
+class MultiplierDescent:
     """v and its gradient; the best projection so far.
 
     Args:

@@ -20,7 +20,7 @@ from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.training.multipliers import Solved, slopes_equal, solve_multipliers, squared, widened
 from lightning_lipschitz.training.result import Nearest, State
 from lightning_lipschitz.training.spectral_ball.certified_set import CertifiedSet
-from lightning_lipschitz.training.spectral_ball.descent import Descent
+from lightning_lipschitz.training.spectral_ball.descent import MultiplierDescent
 from lightning_lipschitz.training.spectral_ball.layer_factors import shrinkages
 from lightning_lipschitz.training.spectral_ball.rounding import Realise, Realised, round_and_sign, rounding_to
 from lightning_lipschitz.weights.maps import with_weights
@@ -77,7 +77,9 @@ def nearest(
     if untouched := _inside_unwidened(weights, network, wide, max_lipschitz):
         return untouched
     deadline = clock + (time_limit if time_limit is not None else float("inf"))
-    descent = Descent(given, squared(max_lipschitz), wide, state=state, rtol=rtol, most=max_rounds, deadline=deadline)
+    descent = MultiplierDescent(
+        given, squared(max_lipschitz), wide, state=state, rtol=rtol, most=max_rounds, deadline=deadline
+    )
     found, ball = descent.run(start)
     rounded = round_and_sign(found.weights, network, ball.multipliers, realise)
     answer = _answer(rounded, given, ball.multipliers, clock)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_lipschitz.bounds.interior_point import WarmStart
 from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.graph.network import Network
-from lightning_lipschitz.training.consensus import Consensus, Problem, norm
+from lightning_lipschitz.training.consensus import Consensus, ConsensusProblem, norm
 from lightning_lipschitz.training.multipliers import solve_multipliers
 from lightning_lipschitz.training.result import State
 from lightning_lipschitz.training.spectral_ball.certified_set import CertifiedSet
@@ -26,7 +26,7 @@ _SMALLEST_BOUND = 1e-6  # a free bound starts no lower
 
 
 def advance(
-    consensus: Consensus, chain: Network, weights: list[Tensor], shifted: list[Tensor], problem: Problem
+    consensus: Consensus, chain: Network, weights: list[Tensor], shifted: list[Tensor], problem: ConsensusProblem
 ) -> Consensus:
     """W_bar, with the multipliers of LipSDP.
 
@@ -45,7 +45,7 @@ def advance(
     return replace(current, weights=nearest, bound=bound, state=state)
 
 
-def _is_recent(consensus: Consensus, weights: Sequence[Tensor], problem: Problem) -> bool:
+def _is_recent(consensus: Consensus, weights: Sequence[Tensor], problem: ConsensusProblem) -> bool:
     """Whether the multipliers at hand are those of nearly these weights. Where the bound is free they follow it."""
     if consensus.multipliers is None or problem.max_lipschitz is None:
         return False
@@ -53,7 +53,7 @@ def _is_recent(consensus: Consensus, weights: Sequence[Tensor], problem: Problem
     return moved <= _MOVED * norm(weights)
 
 
-def _solve(consensus: Consensus, weights: list[Tensor], chain: Network, problem: Problem) -> Consensus:
+def _solve(consensus: Consensus, weights: list[Tensor], chain: Network, problem: ConsensusProblem) -> Consensus:
     target = problem.max_lipschitz or _free_bound(chain, consensus)
     solved = solve_multipliers(chain, target, rtol=_RTOL_MULTIPLIERS, warm_start=consensus.warm_start)
     kept = solved.warm_start if isinstance(solved.warm_start, WarmStart) else None
@@ -78,7 +78,7 @@ def _free_bound(chain: Network, consensus: Consensus) -> float:
 
 
 def _project(
-    ball: CertifiedSet, shifted: list[Tensor], consensus: Consensus, problem: Problem
+    ball: CertifiedSet, shifted: list[Tensor], consensus: Consensus, problem: ConsensusProblem
 ) -> tuple[list[Tensor], float, State | None]:
     if problem.weight is None:
         projected = ball.project(shifted, consensus.state, rtol=_RTOL_PROJECTION)
