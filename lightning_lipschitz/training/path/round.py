@@ -28,7 +28,7 @@ def advance(consensus: Consensus, constraint: Constraint, shifted: list[Tensor],
 
     Args:
         consensus: of the round before.
-        constraint: that of the model.
+        constraint: the inequality of the model.
         shifted: W + Y / r, float64: what is projected.
         problem: the bound, or its price.
     """

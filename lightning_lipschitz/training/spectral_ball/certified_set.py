@@ -32,7 +32,7 @@ class Projected:
         weights: float64, in the set to rounding, on the device of the weights given; those given, where they were
             inside.
         state: for the next projection of similar weights.
-        iterations: of the method; 0 where the weights were inside.
+        iterations: how many the method made; 0 where the weights were inside.
         distance: Frobenius distance moved, all layers together.
         gap: the squared distance over two is at most this much above the least possible.
         converged: whether the gap met the tolerance.
@@ -88,7 +88,7 @@ class CertifiedSet:
         return cls(multipliers, slopes_of(network))
 
     def with_rho(self, rho: float) -> CertifiedSet:
-        """The same multipliers with another squared bound."""
+        """The set of these multipliers with another squared bound."""
         return CertifiedSet(Multipliers(rho, self.multipliers.values), self._slopes)
 
     def norm(self, weights: Sequence[Tensor]) -> float:
