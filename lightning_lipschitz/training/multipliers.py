@@ -93,7 +93,7 @@ def squared(max_lipschitz: float) -> float:
 
 
 def widened(network: Network) -> Network:
-    """A network with every slope interval widened to contain zero, so that the set of certified weights is convex.
+    """A network with every slope interval widened to contain zero: the certified weights of a chain are convex then.
 
     Every bound of the widened network is one of the network itself: slopes in [alpha, beta] are slopes in [0, beta].
     """

@@ -122,7 +122,7 @@ def nearest(
         network: has their slopes and groups.
         max_lipschitz: the bound.
         store: writes float64 weights as the parameters hold them.
-        warm_start: of LipSDP, for these weights.
+        warm_start: LipSDP's, for these weights; the path of a graph begins at smaller ones, where it is of no use.
         options: as in :func:`.spectral_ball.nearest` and :func:`.path.nearest`.
 
     Raises:
@@ -140,7 +140,7 @@ def nearby(
     """The nearest weights found from multipliers of the widened network that training has at hand, with the bound that
     these stand for; None where nothing can be signed, or where LipSDP anew is expected to cost less.
 
-    Arguments as of :func:`nearest`.
+    Arguments as of :func:`nearest`; the multipliers' rho is the bound squared.
     """
     if stored.is_chain:
         return spectral_ball.nearby(weights, network, multipliers, store)

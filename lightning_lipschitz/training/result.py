@@ -16,7 +16,7 @@ class State:
     """Where the projection of similar weights can start. Tensors and numbers only.
 
     Attributes:
-        dual: of the last projection, of the shape of G; scaled so that it stays near for other multipliers.
+        dual: the last dual variable, of the shape of G; scaled so that it stays near for other multipliers.
         penalty: its last penalty.
     """
 
@@ -32,11 +32,11 @@ class Nearest:
         weights: in the dtype and on the device of those given; what the parameters hold.
         intended: float64; what to write into them, where they are not the weights themselves (weight norm).
         certificate: proves a bound of at most the one asked for, of the network with exactly these weights.
-        multipliers: of the widened network, at rho = bound squared; to start from.
+        multipliers: what to start from: those of the widened network, at rho = bound squared.
         distance: Frobenius distance from the weights given, all of them together.
         rounds: projections of a chain, or stages of the path of a graph, that were made.
         state: where the next projection of similar weights of a chain can start.
-        warm_start: of LipSDP.
+        warm_start: where LipSDP can start on similar weights.
     """
 
     weights: list[Tensor]

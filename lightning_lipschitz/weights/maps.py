@@ -69,10 +69,10 @@ def graph_map(
     """The map that ``linearised`` is, cut where terms of the network stand.
 
     Args:
-        linearised: of the model.
+        linearised: the rows of the model's network as functions of its tensors.
         parametrizations: how the weights are stored.
         tensors: of the model, by name; what is no weight stays as it is there.
-        network: of the model; its numbers are not used.
+        network: the model's, for its terms; its numbers are not used.
     """
     own = {name: t.detach().double() if t.is_floating_point() else t.detach() for name, t in tensors.items()}
     terms = [(k, term.source) for k, affine in enumerate(network.affines, 1) for term in affine.terms]

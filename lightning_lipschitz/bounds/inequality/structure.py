@@ -45,7 +45,7 @@ class Structure:
 
     @classmethod
     def of(cls, network: Network, device: torch.device | str = "cpu") -> Structure:
-        """That of a network, whose matrices are not used."""
+        """The structure of a network, whose matrices are not used."""
         groups, count = [np.zeros(0, dtype=np.int64)], 0
         for layer in network.layers:
             groups.append(np.unique(np.asarray(layer.group), return_inverse=True)[1] + count)

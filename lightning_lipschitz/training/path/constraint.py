@@ -48,7 +48,7 @@ class Constraint:
     Attributes:
         map: weights -> matrices.
         wide: the network with slopes that contain zero; its matrices are not used.
-        structure: of it, where the weights are.
+        structure: what its inequality depends on beside weights and multipliers, on the device of the weights.
     """
 
     map: WeightMap
@@ -57,7 +57,7 @@ class Constraint:
 
     @classmethod
     def of(cls, map: WeightMap, network: Network, weights: Sequence[Tensor]) -> Constraint:
-        """That of a network, whose slopes are widened to contain zero."""
+        """The inequality of a network, whose slopes are widened to contain zero."""
         wide = widened(network)
         return cls(map, wide, Structure.of(wide, weights[0].device))
 
@@ -75,12 +75,12 @@ class Constraint:
         return self.structure.shared(values).log()
 
     def multipliers(self, place: Place) -> Multipliers:
-        """The multipliers of a place, of the widened network."""
+        """Multipliers of the widened network at a place."""
         values = self.structure.unshared(place.logs.exp())
         return Multipliers(place.rho, tuple(value.cpu().numpy() for value in values))
 
     def centred(self, place: Place, steps: int) -> Place | None:
-        """A place's weights with multipliers further inside, by Newton steps; None where the start is not inside."""
+        """The place with its multipliers moved further inside, by Newton steps; None where it is not inside."""
         blocks, lam = self.map(place.weights), place.logs.exp()
         if Inequality(self.structure, lam, place.rho).at(blocks) is None:
             return None

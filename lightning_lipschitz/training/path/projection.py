@@ -45,7 +45,7 @@ def nearest(
     A local minimum, found from the weights all scaled alike, along the path of :mod:`.path.descent`.
 
     Args:
-        constraint: that of the model.
+        constraint: the inequality of the model.
         weights: outside of the certified set.
         network: its slopes and groups are used, not its matrices.
         max_lipschitz: the l2 bound that the result must meet.
@@ -74,8 +74,10 @@ def nearest(
 def nearby(
     constraint: Constraint, weights: Sequence[Tensor], network: Network, multipliers: Multipliers, store: Store
 ) -> Nearest | None:
-    """As :func:`nearest`, from multipliers that are known in place of LipSDP: those for the bound ``sqrt(rho)``, of
-    weights that were certified before. None where they prove it of no multiple of these, or nothing can be signed."""
+    """The nearest weights found from known multipliers, those of weights that were certified before, for their bound.
+
+    None where they prove it of no multiple of these weights, or nothing can be signed. Arguments as of :func:`nearest`.
+    """
     clock = time.perf_counter()
     given = [weight.detach().double() for weight in weights]
     logs, rho = constraint.logs(multipliers.values), squared(math.sqrt(multipliers.rho))

@@ -30,7 +30,7 @@ def advance(
 
     Args:
         consensus: of the round before.
-        constraint: that of the model.
+        constraint: the inequality of the model.
         shifted: W + Y / r, float64: what is projected.
         problem: the bound, or its price.
     """

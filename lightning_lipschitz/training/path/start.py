@@ -34,7 +34,7 @@ def scaled_inside(
     bound remains at t = 0.
 
     Args:
-        constraint: that of the model.
+        constraint: the inequality of the model.
         weights: float64.
         max_lipschitz: the bound that is to be left room to.
         device: where LipSDP computes.
@@ -78,7 +78,7 @@ def require_reachable(constraint: Constraint, weights: Sequence[Tensor], max_lip
 
 
 def _at_zero(constraint: Constraint, weights: Sequence[Tensor]) -> Network:
-    """With zero weights; where they are divided by themselves, with almost zero ones, whose quotients are the same.
+    """The network at zero weights, or at almost zero ones where weights are divided by themselves.
 
     Raises:
         ProjectionError: there is neither.

@@ -32,7 +32,7 @@ class Projected:
         weights: float64, in the set to rounding, on the device of the weights given; those given, where they were
             inside.
         state: for the next projection of similar weights.
-        iterations: of the method; 0 where the weights were inside.
+        iterations: how many the method made; 0 where the weights were inside.
         distance: Frobenius distance moved, all layers together.
         gap: the squared distance over two is at most this much above the least possible.
         converged: whether the gap met the tolerance.

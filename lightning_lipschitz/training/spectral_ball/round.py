@@ -61,7 +61,7 @@ def _solve(consensus: Consensus, weights: list[Tensor], chain: Network, problem:
 
 
 def _evened(multipliers: Multipliers) -> Multipliers:
-    """With a floor under the multipliers of each layer. Any lambda > 0 stands for a set of certified weights.
+    """Multipliers with a floor under those of each layer. Any lambda > 0 stands for a set of certified weights.
 
     A unit that the last projection silenced needs none, and would be held silent by a lambda near zero: the set is
     flat there, and projections on it do not converge.
