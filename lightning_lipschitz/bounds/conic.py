@@ -14,7 +14,7 @@ from typing import Any, Literal
 import cvxpy as cp
 import numpy as np
 
-from lightning_lipschitz.bounds.lipsdp import Sharing, dense_rows, reduce
+from lightning_lipschitz.bounds.lipsdp import Sharing, reduce
 from lightning_lipschitz.certificate import Proposal, Status
 from lightning_lipschitz.errors import MissingExtraError, SolverError
 from lightning_lipschitz.graph.network import Network
@@ -61,14 +61,14 @@ def _problem(network: Network, sharing: Sharing) -> tuple[cp.Problem, cp.Variabl
     n0, total = network.input_size, network.input_size + network.num_units
     offsets = np.cumsum((0, *network.sizes))
     rho, per_layer, variables = cp.Variable(), [], []
-    output = dense_rows([network.output], network.sizes)
+    output = network.wide(network.output)
     matrix = rho * np.diag(np.r_[np.ones(n0), np.zeros(total - n0)]) - output.T @ output
     for k, layer in enumerate(network.layers, start=1):
         group = np.zeros(layer.size, dtype=np.int64) if sharing == "layer" else np.asarray(layer.group)
         names, owner = np.unique(group, return_inverse=True)
         free = cp.Variable(len(names), nonneg=True)
         expanded = np.eye(len(names))[owner] @ free
-        rows, units = dense_rows([layer.affine], network.sizes), np.eye(total)[offsets[k] : offsets[k + 1]]
+        rows, units = network.wide(layer.affine), np.eye(total)[offsets[k] : offsets[k + 1]]
         s, t = units - layer.alpha[:, None] * rows, units - layer.beta[:, None] * rows
         half = s.T @ cp.atoms.affine.diag.diag(expanded) @ t
         matrix = matrix + half + half.T

@@ -13,7 +13,7 @@ import warnings
 import cvxpy as cp
 import numpy as np
 
-from lightning_lipschitz.bounds.lipsdp import dense_rows, reduce
+from lightning_lipschitz.bounds.lipsdp import reduce
 from lightning_lipschitz.errors import ArgumentError, NotABoundWarning, SolverError
 from lightning_lipschitz.graph.network import Array, Network
 
@@ -75,7 +75,7 @@ def _matrix(network: Network, rho: cp.Variable, pairs: Pairs) -> cp.Expression:
     """``rho I_x - F'F + S'T T + T'T S`` with the coupled T in place of the diagonal of multipliers."""
     alpha, beta = (_common(network, name) for name in ("alpha", "beta"))
     n0, total = network.input_size, network.input_size + network.num_units
-    rows = dense_rows([layer.affine for layer in network.layers], network.sizes)
+    rows = network.rows()[: network.num_units]
     units = np.eye(total)[n0:]
     difference: Array = np.zeros((len(pairs), network.num_units))
     for row, (i, j) in enumerate(pairs):
@@ -85,7 +85,7 @@ def _matrix(network: Network, rho: cp.Variable, pairs: Pairs) -> cp.Expression:
     if pairs:
         coupling = coupling + difference.T @ cp.atoms.affine.diag.diag(shared) @ difference
     half = (units - alpha * rows).T @ coupling @ (units - beta * rows)
-    output = dense_rows([network.output], network.sizes)
+    output = network.wide(network.output)
     matrix = rho * np.diag(np.r_[np.ones(n0), np.zeros(total - n0)]) - output.T @ output + half + half.T
     symmetric: cp.Expression = 0.5 * (matrix + matrix.T)
     return symmetric

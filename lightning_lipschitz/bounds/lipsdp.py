@@ -215,14 +215,3 @@ def _rescale(network: Network, exponents: Sequence[int]) -> Network:
     *hidden, last = [scaled(affine, e) for affine, e in zip(network.affines, exponents, strict=True)]
     layers = tuple(replace(layer, affine=affine) for layer, affine in zip(network.layers, hidden, strict=True))
     return Network(network.input_size, layers, last)
-
-
-def dense_rows(affines: Sequence[Affine], sizes: Sequence[int]) -> Array:
-    """Affine maps, one below the other, as one dense matrix over v = (x, z); ``sizes`` are those of the sources."""
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    rows, first = np.zeros((sum(affine.size for affine in affines), int(starts[-1]))), 0
-    for affine in affines:
-        for term in affine.terms:
-            rows[first : first + affine.size, starts[term.source] : starts[term.source + 1]] = term.matrix
-        first += affine.size
-    return rows

@@ -20,7 +20,6 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
 
 from lightning_lipschitz.bounds import cost
-from lightning_lipschitz.bounds.lipsdp import dense_rows
 from lightning_lipschitz.certificate import Multipliers, Proposal
 from lightning_lipschitz.certificate.floating_point import frobenius, product_up, sum_up
 from lightning_lipschitz.graph.network import Affine, Array, Network, Term
@@ -93,8 +92,8 @@ class _InputEliminated:
         x, layers = network.input_size, network.layers
         lam = np.concatenate([*point.values, np.zeros(0)])
         alpha, beta = (np.concatenate([*(getattr(layer, name) for layer in layers), []]) for name in ("alpha", "beta"))
-        rows = dense_rows([layer.affine for layer in layers], network.sizes)
-        output = dense_rows([network.output], network.sizes)
+        rows = network.rows()[: network.num_units]
+        output = network.wide(network.output)
         sums, products = (lam * (alpha + beta))[:, None], (2.0 * lam * alpha * beta)[:, None]
         inner, outer = rows[:, x:], rows[:, :x]
         self._zz = np.diag(2.0 * lam) - sums * inner - (sums * inner).T + inner.T @ (products * inner)
