@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,12 +15,12 @@ from lightning_lipschitz.bounds.interior_point.record import Record
 from lightning_lipschitz.bounds.interior_point.result import Ending, Progress, Solution, WarmStart
 from lightning_lipschitz.bounds.interior_point.start import recursion, warm
 from lightning_lipschitz.bounds.lipsdp import Reduced, Sharing, reduce
+from lightning_lipschitz.bounds.threads import few_threads
 from lightning_lipschitz.errors import ArgumentError
 from lightning_lipschitz.graph.network import Network
 
 _MOST_STEPS = 300
 _PATIENCE = 8  # primal-dual steps without a smaller gap
-_SINGLE_THREAD = 200  # below this size threads cost more than they bring
 
 
 def solve(
@@ -66,7 +65,7 @@ def solve(
     if not reduced.network.layers or not output:
         return record.affine(output)
     problem = Problem(reduced.network, sharing, device)
-    with _few_threads(problem.size):
+    with few_threads(problem.size):
         ending = _search(problem, _start(problem, reduced, warm_start), record)
     return record.solution(problem, ending)
 
@@ -74,17 +73,6 @@ def solve(
 def _start(problem: Problem, reduced: Reduced, given: WarmStart | None) -> Tensor:
     start = None if given is None else warm(problem, reduced, given.path)
     return recursion(problem) if start is None else start
-
-
-@contextmanager
-def _few_threads(size: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if size <= _SINGLE_THREAD:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _search(problem: Problem, y: Tensor, record: Record) -> Ending:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import TypeAlias
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_lipschitz.bounds.threads import few_threads
 from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.errors import ArgumentError, ShapeError
 from lightning_lipschitz.graph.network import Array, Network
@@ -20,8 +20,6 @@ from lightning_lipschitz.training.spectral_ball.ball import nearest_point, spect
 from lightning_lipschitz.training.spectral_ball.gain_matrix import GainMatrix
 
 Slopes: TypeAlias = Sequence[tuple[Array, Array]]
-
-_SINGLE_THREAD = 200  # up to this many rows of G threads cost more than they bring
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,15 +194,3 @@ def _store(dual: Tensor, gains: GainMatrix, basis: Tensor | None) -> Tensor:
         return dual
     rank = len(basis)
     return torch.cat([dual[:, :rank] @ basis, dual[:, rank:]], dim=1)
-
-
-@contextmanager
-def few_threads(size: int) -> Iterator[None]:
-    """One thread for small matrices."""
-    before = torch.get_num_threads()
-    if size <= _SINGLE_THREAD:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
