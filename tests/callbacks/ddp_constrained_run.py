@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
-from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, _written, admm
+from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, _certified_weights, admm
 from tests.modules import Classifier, Uncertifiable, loader
 
 BOUND = 0.4
@@ -53,7 +53,7 @@ def no_certificate():
     def certify(*_, **__):
         raise RuntimeError("no solver on rank 0")
 
-    _written.api = type("api", (), {"certify": certify})
+    _certified_weights.api = type("api", (), {"certify": certify})
 
 
 SCENARIOS = {
