@@ -11,7 +11,7 @@ begin a layer. Of units whose two slopes are equal nothing is left but that slop
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -142,6 +142,10 @@ class Lowered:
     network: Network
     origins: tuple[Origin, ...]
     reads: Mapping[int, frozenset[int]]
+
+    def depends(self, nodes: Iterable[int]) -> frozenset[int]:
+        """The sources of the network that any of these nodes depends on."""
+        return frozenset[int]().union(*(self.reads.get(number, frozenset()) for number in nodes))
 
 
 def explicit(graph: Graph, start: int, end: int) -> Network | None:

@@ -45,14 +45,11 @@ class Linearised:
 
     def __init__(self, trace: Trace, weights: Mapping[str, Tensor], prefix: str = "") -> None:
         steps, output = walked(trace, weights, prefix)
-        graph = Graph(tuple(steps.builder.nodes))
-        lowered = lower(graph, 0, output, limit=LIMIT)
+        lowered = lower(Graph(tuple(steps.builder.nodes)), 0, output, limit=LIMIT)
         self._trace, self._weights = trace, {name: tensor.detach().clone() for name, tensor in weights.items()}
         self.sizes = list(lowered.network.sizes)
-        self._operators = {
-            node: UnitOperator(steps, node, graph, lowered) for node in steps.made if has_units(steps, node)
-        }
-        self._reads = {node: _sources(value, lowered.reads) for node, value in steps.values.items()}
+        self._operators = {node: UnitOperator(steps, node, lowered) for node in steps.made if has_units(steps, node)}
+        self._reads = {node: lowered.depends(_nodes(value)) for node, value in steps.values.items()}
 
     @property
     def width(self) -> int:
@@ -154,10 +151,9 @@ def _length(offsets: Iterable[Tensor]) -> Tensor:
     return torch.where(largest.isfinite(), torch.ldexp(torch.ones_like(largest), exponent), 1.0)
 
 
-def _sources(value: Any, reads: Mapping[int, frozenset[int]]) -> frozenset[int]:
-    """The sources of the network that a value depends on."""
-    parts = [reads.get(each.node, frozenset()) for each in tree_leaves(value) if isinstance(each, Value)]
-    return frozenset[int]().union(*parts)
+def _nodes(value: Any) -> list[int]:
+    """The nodes of the graph that a value shows."""
+    return [each.node for each in tree_leaves(value) if isinstance(each, Value)]
 
 
 def _resolved(value: Any, values: Mapping[torch.fx.Node, Any], device: torch.device) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,9 @@ from lightning_lipschitz.extraction.location import display_name, path
 from lightning_lipschitz.extraction.reading import Known, on_device, run_node
 from lightning_lipschitz.extraction.value import Value
 from lightning_lipschitz.extraction.walk import Walk
-from lightning_lipschitz.graph import Along, Convolution, Elementwise, Extremum, Graph, Node, Scaling, VectorUnits
+from lightning_lipschitz.graph import Along, Convolution, Elementwise, Extremum, Node, Scaling, VectorUnits
 
 _UNITS = (Elementwise, VectorUnits, Extremum)
-_NONE = np.zeros(0, dtype=np.int64)
 
 
 class NotLinearisedError(Exception):
@@ -41,8 +41,7 @@ class UnitOperator:
     Args:
         steps: the walk.
         node: of the trace.
-        graph: that the walk made.
-        lowered: the graph as a network, whose layers are the sources.
+        lowered: the graph of the walk as a network, whose layers are the sources.
 
     Attributes:
         reads: the sources that the operator's arguments or results depend on.
@@ -51,28 +50,26 @@ class UnitOperator:
         NotLinearisedError: a weight of the operator became part of these nodes.
     """
 
-    def __init__(self, steps: Walk, node: torch.fx.Node, graph: Graph, lowered: Lowered) -> None:
-        self._nodes = {number: graph.nodes[number] for number in steps.made[node]}
-        self._biases = {
-            number: steps.builder.biases[number] for number in self._nodes if number in steps.builder.biases
-        }
+    def __init__(self, steps: Walk, node: torch.fx.Node, lowered: Lowered) -> None:
+        builder = steps.builder
+        self._nodes = {number: builder.nodes[number] for number in steps.made[node]}
+        self._biases = {number: builder.biases[number] for number in self._nodes if number in builder.biases}
         weights = [each for each in tree_leaves(steps.arguments(node)) if isinstance(each, Tensor)]
-        scaled = [each for each in self._nodes.values() if isinstance(each, (Scaling, Along, Convolution))]
+        scaled = any(isinstance(each, (Scaling, Along, Convolution)) for each in self._nodes.values())
         if any(each.is_floating_point() for each in weights) and (scaled or self._biases):
             raise NotLinearisedError(steps.full(path(node)), display_name(node))
         given = [each for each in node.all_input_nodes if isinstance(steps.values[each], Value)]
         self._inputs = [(each, steps.values[each].node, *_places(steps.values[each])) for each in given]
-        self._result = steps.values[node]
-        self._layers = {origin.node: (k, origin.entries) for k, origin in enumerate(lowered.origins, 1)}
-        self._affine = {
-            number: _affine(each, steps.builder.functions[number])
-            for number, each in self._nodes.items()
-            if isinstance(each, Elementwise) and bool(np.any(each.alpha == each.beta))
-        }
-        self._depends = lowered.reads
-        ends = [number for _, number, *_ in self._inputs]
-        ends += [each.node for each in tree_leaves(self._result) if isinstance(each, Value)]
-        self.reads = frozenset[int]().union(*(lowered.reads.get(number, frozenset()) for number in ends))
+        layers = {origin.node: (k, origin.entries) for k, origin in enumerate(lowered.origins, 1)}
+        self._units = {}
+        for number, each in self._nodes.items():
+            if isinstance(each, _UNITS):
+                layer, entries = layers.get(number, (0, None))
+                reads = lowered.depends(each.sources)
+                self._units[number] = _Units(each, layer, entries, reads, _affine(steps, number))
+        self._result = tree_map(_shown, steps.values[node])
+        ends = [each.node for each in tree_leaves(steps.values[node]) if isinstance(each, Value)]
+        self.reads = lowered.depends([*ends, *(number for _, number, *_ in self._inputs)])
         self._known: dict[torch.device, Known] = {}
 
     def __call__(
@@ -90,7 +87,8 @@ class UnitOperator:
             found: by layer, shape (batch, n_k); those alone that depend on the source ``only``, if it is given.
             only: number of a source.
         """
-        known = self._known.setdefault(sources[0].device, on_device(sources[0].device))
+        device = sources[0].device
+        known = self._known[device] = self._known.get(device) or on_device(device)
         values: dict[int, Tensor] = {}
         for node, number, positions, shown in self._inputs:
             entries = tensors[node].reshape(-1)[known(positions)]
@@ -98,38 +96,85 @@ class UnitOperator:
             values[number] = torch.where(known(shown), entries, torch.zeros_like(entries) if before is None else before)
         for number, each in self._nodes.items():
             given = [values[source] for source in each.sources]
-            if isinstance(each, _UNITS):
-                pre = self._pre(each, given)
-                depends = frozenset[int]().union(*(self._depends.get(s, frozenset()) for s in each.sources))
-                k, entries = self._layers.get(number, (0, _NONE))
-                if k and (only is None or only in depends):
-                    found[k] = pre if len(entries) == pre.shape[1] else pre[:, known(entries)]
-                fresh = sources[k] if k else None
-                values[number] = self._units(number, each, given, pre, fresh, known)
+            units = self._units.get(number)
+            if units is not None:
+                if units.layer and (only is None or only in units.reads):
+                    found[units.layer] = units.chosen(given, known)
+                values[number] = units.result(given, sources[units.layer] if units.layer else None, known)
             else:
                 made = run_node(each, known, *given)
                 values[number] = made + known(self._biases[number]) if number in self._biases else made
-        return tree_map(lambda each: _shown(each, values, known), self._result)
+        return tree_map(lambda each: each.of(values, known) if isinstance(each, _Shown) else each, self._result)
 
-    @staticmethod
-    def _pre(node: Node, given: Sequence[Tensor]) -> Tensor:
-        if isinstance(node, Extremum):
-            return given[0] - given[1] if node.smallest else given[1] - given[0]
+
+@dataclass(frozen=True, eq=False)
+class _Affine:
+    """Units of equal slopes.
+
+    Attributes:
+        slopes, offsets: what they do; zero for the others.
+        place: number of the others among themselves, -1 for the affine ones.
+    """
+
+    slopes: npt.NDArray[np.float64]
+    offsets: npt.NDArray[np.float64]
+    place: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Units:
+    """A node of units.
+
+    Attributes:
+        node: of the graph.
+        layer: number of the layer in the network, from 1; 0 where no one reads it.
+        entries: which of the node's units the layer has; None for none.
+        reads: sources that the pre-activations depend on.
+        affine: the units that are part of no layer, where there are such.
+    """
+
+    node: Node
+    layer: int
+    entries: npt.NDArray[np.int64] | None
+    reads: frozenset[int]
+    affine: _Affine | None
+
+    def pre(self, given: Sequence[Tensor]) -> Tensor:
+        """The pre-activations of all units."""
+        if isinstance(self.node, Extremum):
+            return given[0] - given[1] if self.node.smallest else given[1] - given[0]
         return given[0]
 
-    def _units(
-        self, number: int, node: Node, given: Sequence[Tensor], pre: Tensor, fresh: Tensor | None, known: Known
-    ) -> Tensor:
-        """What the node gives if its units give ``fresh``; None stands for zeros."""
-        if number in self._affine:
-            slopes, offsets, place = self._affine[number]
-            rest = pre * known(slopes) + known(offsets)
-            zero = torch.zeros_like(pre)
-            return torch.where(known(place) < 0, rest, zero if fresh is None else fresh[:, known(place)])
+    def chosen(self, given: Sequence[Tensor], known: Known) -> Tensor:
+        """The pre-activations of the layer."""
+        pre = self.pre(given)
+        return pre if self.entries is None or len(self.entries) == pre.shape[1] else pre[:, known(self.entries)]
+
+    def result(self, given: Sequence[Tensor], fresh: Tensor | None, known: Known) -> Tensor:
+        """What the node gives if its layer gives ``fresh``; None stands for zeros."""
+        pre = self.pre(given)
+        if self.affine is not None:
+            rest, place = pre * known(self.affine.slopes) + known(self.affine.offsets), known(self.affine.place)
+            return torch.where(place < 0, rest, torch.zeros_like(pre) if fresh is None else fresh[:, place])
         fresh = torch.zeros_like(pre) if fresh is None else fresh
-        if isinstance(node, Extremum):
-            return given[0] - fresh if node.smallest else given[0] + fresh
-        return fresh[:, :: node.width] if isinstance(node, VectorUnits) and node.scalar else fresh
+        if isinstance(self.node, Extremum):
+            return given[0] - fresh if self.node.smallest else given[0] + fresh
+        return fresh[:, :: self.node.width] if isinstance(self.node, VectorUnits) and self.node.scalar else fresh
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """A tensor of entries of a node."""
+
+    node: int
+    index: npt.NDArray[np.int64]
+
+    def of(self, values: Mapping[int, Tensor], known: Known) -> Tensor:
+        return values[self.node].reshape(-1)[known(self.index)]
+
+
+def _shown(each: Any) -> Any:
+    return _Shown(each.node, each.index.numpy()) if isinstance(each, Value) else each
 
 
 def _places(value: Value) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
@@ -140,15 +185,12 @@ def _places(value: Value) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]
     return np.maximum(positions, 0), positions >= 0
 
 
-def _affine(node: Elementwise, function: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-    """Slopes and offsets of the affine units, and of the others the number among themselves, -1 for the affine ones."""
+def _affine(steps: Walk, number: int) -> _Affine | None:
+    node = steps.builder.nodes[number]
+    if not isinstance(node, Elementwise) or not np.any(node.alpha == node.beta):
+        return None
     alpha, beta = (np.broadcast_to(each, node.size) for each in (node.alpha, node.beta))
-    place = np.where(alpha == beta, -1, np.cumsum(alpha != beta) - 1)
-    offsets = function(torch.zeros(1, node.size, dtype=torch.float64))[0].numpy()
-    return np.where(alpha == beta, alpha, 0.0), np.where(alpha == beta, offsets, 0.0), place
-
-
-def _shown(each: Any, values: Mapping[int, Tensor], known: Known) -> Any:
-    if not isinstance(each, Value):
-        return each
-    return values[each.node].reshape(-1)[known(each.index.numpy())]
+    equal = alpha == beta
+    offsets = steps.builder.functions[number](torch.zeros(1, node.size, dtype=torch.float64))[0].numpy()
+    place = np.where(equal, -1, np.cumsum(~equal) - 1)
+    return _Affine(np.where(equal, alpha, 0.0), np.where(equal, offsets, 0.0), place)
