@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from lightning_lipschitz import api
@@ -19,11 +17,10 @@ from lightning_lipschitz.archive import allowed, refuse_beyond
 from lightning_lipschitz.certificate import Certificate
 from lightning_lipschitz.certificate.encoding import encode
 from lightning_lipschitz.errors import ArgumentError, CertificateError, LipschitzError, WeightFileError
+from lightning_lipschitz.graph.arrays import Array
 from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.real import real_array
 from lightning_lipschitz.weight_files import described, load_torch, numbers_of
-
-Array = npt.NDArray[np.float64]
 
 
 def to_plain(certificate: Certificate) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from lightning_lipschitz.bounds.signing import sign_nearby
 from lightning_lipschitz.certificate import Certificate, Composition, Multipliers, Proof, prove, reprove
 from lightning_lipschitz.certificate.floating_point import round_up, sqrt_up
 from lightning_lipschitz.errors import ArgumentError, CertificateError, SolverError
-from lightning_lipschitz.graph.network import Array, Network
+from lightning_lipschitz.graph.arrays import Array
+from lightning_lipschitz.graph.network import Network
 
 Proved: TypeAlias = tuple[float, Proof | None]
 

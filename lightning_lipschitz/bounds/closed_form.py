@@ -23,8 +23,9 @@ from scipy.linalg import cho_factor, cho_solve
 from lightning_lipschitz.bounds.inequality import Structure, blocks_of, sweep
 from lightning_lipschitz.bounds.inequality.sweep import SLACK, SMALLEST_PIVOT
 from lightning_lipschitz.bounds.lipsdp import reduce
-from lightning_lipschitz.certificate.proofs import Array, Multipliers
+from lightning_lipschitz.certificate.proofs import Multipliers
 from lightning_lipschitz.certificate.spectral import largest_eigenvalue
+from lightning_lipschitz.graph.arrays import Array
 from lightning_lipschitz.graph.network import Affine, Layer, Network
 
 Blocks = dict[tuple[int, int], Array]
@@ -35,7 +36,7 @@ _SMALLEST_MULTIPLIER = 1e-12  # r for units that nothing reads, relative to |out
 def propose(network: Network) -> tuple[Multipliers, ...]:
     """The points of both sweeps, the lower rho first; empty where the output does not depend on the input."""
     reduced = reduce(network)
-    points = [sweep(reduced.network) for sweep in (backward, forward)]
+    points = [direction(reduced.network) for direction in (backward, forward)]
     restored = [reduced.restore(point.rho, point.values) for point in points if point is not None]
     return tuple(sorted(restored, key=lambda point: point.rho))
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from lightning_lipschitz.bounds.lipsdp import reduce
 from lightning_lipschitz.errors import ArgumentError, NotABoundWarning, SolverError
-from lightning_lipschitz.graph.network import Array, Network
+from lightning_lipschitz.graph.arrays import Array
+from lightning_lipschitz.graph.network import Network
 
 Pairs = list[tuple[int, int]]
 

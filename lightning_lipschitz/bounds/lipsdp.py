@@ -27,7 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_lipschitz.certificate.proofs import Multipliers
-from lightning_lipschitz.graph.network import Affine, Array, Layer, Network, Term
+from lightning_lipschitz.graph.arrays import Array
+from lightning_lipschitz.graph.network import Affine, Layer, Network, Term
 
 Sharing = Literal["neuron", "layer"]  # one multiplier a unit (or a norm-bounded group), or one a layer
 Mask = npt.NDArray[np.bool_]

@@ -22,7 +22,8 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
 from lightning_lipschitz.bounds import cost
 from lightning_lipschitz.certificate import Multipliers, Proposal
 from lightning_lipschitz.certificate.floating_point import frobenius, product_up, sum_up
-from lightning_lipschitz.graph.network import Affine, Array, Network, Term
+from lightning_lipschitz.graph.arrays import Array
+from lightning_lipschitz.graph.network import Affine, Network, Term
 
 Pair = tuple[int, int]
 

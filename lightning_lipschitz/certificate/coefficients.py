@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 
 from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, gamma, product_up, sum_up
 from lightning_lipschitz.certificate.floating_point import frobenius as norm_up
-from lightning_lipschitz.graph.network import Array
+from lightning_lipschitz.graph.arrays import Array, Indices
 
 Matrix = Any  # an Array or a scipy.sparse.csr_array of float64; scipy ships no types for the latter
-Indices = npt.NDArray[np.int64]
 _is_sparse: Callable[[Any], bool] = sparse.issparse  # scipy-stubs would narrow to a class without attributes
 
 _SMALLEST = 2.0**-1074  # what a product may lose to underflow (twice that, to be safe)

@@ -8,17 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lightning_lipschitz.certificate.proofs import (
-    AnyProof,
-    Array,
-    Channels,
-    Composition,
-    Multipliers,
-    Norms,
-    Proof,
-    Split,
-)
+from lightning_lipschitz.certificate.proofs import AnyProof, Channels, Composition, Multipliers, Norms, Proof, Split
 from lightning_lipschitz.certificate.scalars import count, number
+from lightning_lipschitz.graph.arrays import Array
 
 Description = dict[str, Any]
 

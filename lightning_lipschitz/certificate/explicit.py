@@ -17,15 +17,7 @@ from functools import reduce
 
 import numpy as np
 
-from lightning_lipschitz.certificate.coefficients import (
-    Coefficients,
-    Indices,
-    Matrix,
-    dense,
-    identity,
-    stacked,
-    zeros,
-)
+from lightning_lipschitz.certificate.expression import Expression, concatenate
 from lightning_lipschitz.certificate.floating_point import product_up
 from lightning_lipschitz.certificate.matrices import matrix
 from lightning_lipschitz.errors import ModelSizeError, NonFiniteError
@@ -42,78 +34,14 @@ from lightning_lipschitz.graph import (
     Sum,
     VectorUnits,
 )
-from lightning_lipschitz.graph.network import Affine, Array, Layer, Network, Term
+from lightning_lipschitz.graph.arrays import Array, Indices
+from lightning_lipschitz.graph.network import Layer, Network
 from lightning_lipschitz.graph.parts import members
 
 Evaluate = Callable[[int, Array], Array]
 
 DENSE_ENTRY = 8  # bytes: one float64
 SPARSE_ENTRY = 16  # bytes: one float64 and its indices
-
-
-@dataclass(frozen=True, eq=False)
-class Expression:
-    """``sum_j terms[j] @ s_j + bias``. The bias is carried in plain float64, without a rounding bound: no global
-    Lipschitz bound depends on it."""
-
-    terms: Mapping[int, Coefficients]
-    bias: Array
-
-    @property
-    def size(self) -> int:
-        return len(self.bias)
-
-    def select(self, indices: Indices) -> Expression:
-        """The entries of these numbers, in this order; -1 stands for zero."""
-        if len(indices) == self.size and np.array_equal(indices, np.arange(self.size)):
-            return self
-        terms = {j: term.rows(indices) for j, term in self.terms.items()}
-        bias = np.append(self.bias, 0.0)[indices]
-        return Expression({j: term for j, term in terms.items() if not term.empty}, bias)
-
-    def scale(self, factors: Array, relative: float = 0.0) -> Expression:
-        """Entrywise product with factors that are exact to a ``relative`` error."""
-        return Expression({j: t.scaled(factors, relative) for j, t in self.terms.items()}, self.bias * factors)
-
-    def shift(self, offsets: Array) -> Expression:
-        """Entrywise sum with known offsets."""
-        return Expression(self.terms, self.bias + offsets)
-
-    def apply(self, weight: Matrix, rounding: float = 0.0) -> Expression:
-        """``weight @ self``, the weight within a Frobenius distance of ``rounding``."""
-        terms = {j: term.premultiplied(weight, rounding) for j, term in self.terms.items()}
-        return Expression(terms, weight @ self.bias)
-
-    def plus(self, other: Expression) -> Expression:
-        """Entrywise sum; both may share sources."""
-        terms = dict(self.terms)
-        for j, term in other.terms.items():
-            terms[j] = terms[j].plus(term) if j in terms else term
-        return Expression(terms, self.bias + other.bias)
-
-    def to_affine(self, input_size: int, number: Mapping[int, int], name: str) -> Affine:
-        """The dense map, with sources renamed by ``number``; an expression without a source gets a zero term.
-
-        Raises:
-            NonFiniteError: composing finite weights overflowed.
-        """
-        terms = self.terms or {0: zeros(self.size, input_size)}
-        for term in terms.values():
-            if not np.isfinite(term.rounding):
-                raise NonFiniteError(f"the product of the weights that lead to `{name}`", term.shape[0], term.shape[0])
-        return Affine(tuple(Term(number[j], dense(t.matrix), t.rounding) for j, t in sorted(terms.items())), self.bias)
-
-
-def concatenate(parts: Sequence[Expression]) -> Expression:
-    """The parts one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    widths = {j: term.shape[1] for part in parts for j, term in part.terms.items()}
-    terms = {
-        j: stacked([part.terms[j] if j in part.terms else zeros(part.size, width) for part in parts])
-        for j, width in widths.items()
-    }
-    return Expression(terms, np.concatenate([part.bias for part in parts]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +135,7 @@ class _Lowering:
         self.graph, self.biases, self.evaluate, self.limit = graph, biases, evaluate, limit
         self.layers, self.entries = list[_Layer](), 0
         width = graph.nodes[start].size
-        self.values = {start: Expression({0: Coefficients(identity(width))}, np.zeros(width))}
+        self.values = {start: Expression.source(0, width)}
 
     def visit(self, number: int) -> None:
         node = self.graph.nodes[number]
@@ -265,7 +193,7 @@ class _Lowering:
         self.require_room(DENSE_ENTRY * self.entries, f"the matrices up to `{name}`")
         group = None if group is None else group[kept]
         self.layers.append(_Layer(chosen, alpha[kept], beta[kept], group, name, Origin(number, kept)))
-        after = Expression({len(self.layers): Coefficients(identity(len(kept)))}, np.zeros(len(kept)))
+        after = Expression.source(len(self.layers), len(kept))
         if not len(folded):
             return after
         rest = before.select(folded).scale(alpha[folded]).shift(offsets[folded])

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cholesky, solve_triangular
 
-Array = npt.NDArray[np.float64]
+from lightning_lipschitz.graph.arrays import Array
+
 Blocks = dict[tuple[int, int], Array]
 
 UNIT_ROUNDOFF = 2.0**-53

@@ -33,7 +33,6 @@ import numpy.typing as npt
 
 from lightning_lipschitz.certificate.floating_point import (
     TINY,
-    Array,
     Blocks,
     frobenius,
     gamma,
@@ -42,6 +41,7 @@ from lightning_lipschitz.certificate.floating_point import (
     sum_up,
 )
 from lightning_lipschitz.certificate.proofs import Multipliers
+from lightning_lipschitz.graph.arrays import Array
 from lightning_lipschitz.graph.network import Affine, Network, Term
 
 Exponents = npt.NDArray[np.int64]

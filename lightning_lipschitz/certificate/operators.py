@@ -9,11 +9,12 @@ from fractions import Fraction
 
 import numpy as np
 
-from lightning_lipschitz.certificate.floating_point import TINY, Array, gamma, product_up, round_up, sqrt_up
+from lightning_lipschitz.certificate.floating_point import TINY, gamma, product_up, round_up, sqrt_up
 from lightning_lipschitz.certificate.matrices import convolution_matrix
 from lightning_lipschitz.certificate.spectral import above, cheap_norm_upper_bound, norm_holds, norm_upper_bound
 from lightning_lipschitz.certificate.symbols import Symbols
 from lightning_lipschitz.graph import Along, Convolution, Elementwise, Gather, Node, Scaling, VectorUnits
+from lightning_lipschitz.graph.arrays import Array
 
 EXPLICIT_ENTRIES = 2**22  # of a convolution's own matrix, which is exact; beyond it the symbol takes over
 EXPLICIT_SIDE = 1100

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 
 from lightning_lipschitz.certificate.scalars import Status
+from lightning_lipschitz.graph.arrays import Array
 from lightning_lipschitz.real import real_array, real_number
-
-Array = npt.NDArray[np.float64]
 
 
 def _frozen(values: npt.ArrayLike) -> Array:

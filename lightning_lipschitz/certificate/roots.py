@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from lightning_lipschitz.certificate.floating_point import Array
+from lightning_lipschitz.graph.arrays import Array
 
 ROOT_ERROR = 2.0**-53  # of every number in the table, absolute
 _BITS = 256  # of the fixed-point arithmetic; n products lose some n units of its last place

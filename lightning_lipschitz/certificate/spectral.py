@@ -11,7 +11,6 @@ from scipy.linalg import LinAlgError, eigvalsh
 
 from lightning_lipschitz.certificate.floating_point import (
     TINY,
-    Array,
     BlockCholesky,
     factorisation_error,
     frobenius,
@@ -19,6 +18,7 @@ from lightning_lipschitz.certificate.floating_point import (
     round_up,
     sqrt_up,
 )
+from lightning_lipschitz.graph.arrays import Array
 
 
 def norm_upper_bound(matrix: Array, rounding: float = 0.0, margin: float = 1.0) -> float:

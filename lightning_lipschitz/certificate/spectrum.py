@@ -23,11 +23,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, Array, frobenius, product_up, sum_up
+from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, frobenius, product_up, sum_up
 from lightning_lipschitz.certificate.proofs import Channels, Multipliers
 from lightning_lipschitz.certificate.symbols import LONGEST_TABLE, Symbols, half
 from lightning_lipschitz.certificate.verify import prove
 from lightning_lipschitz.graph import Convolution, Elementwise, Graph, Sum
+from lightning_lipschitz.graph.arrays import Array
 from lightning_lipschitz.graph.network import Affine, Layer, Network, Term
 from lightning_lipschitz.graph.parts import members
 

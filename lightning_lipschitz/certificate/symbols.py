@@ -26,9 +26,10 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from lightning_lipschitz.certificate.floating_point import TINY, Array, frobenius, gamma, product_up
+from lightning_lipschitz.certificate.floating_point import TINY, frobenius, gamma, product_up
 from lightning_lipschitz.certificate.roots import cosine_below, roots_of_unity
 from lightning_lipschitz.graph import Convolution
+from lightning_lipschitz.graph.arrays import Array
 
 BUDGET = 1e11  # floating-point operations for all frequencies, some seconds; beyond it the grid is coarser
 GRIDS = (96, 64, 48, 32, 24, 16, 12, 8)

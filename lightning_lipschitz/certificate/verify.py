@@ -12,17 +12,12 @@ from fractions import Fraction
 
 import numpy as np
 
-from lightning_lipschitz.certificate.floating_point import (
-    Array,
-    BlockCholesky,
-    factorisation_error,
-    round_up,
-    sqrt_up,
-)
+from lightning_lipschitz.certificate.floating_point import BlockCholesky, factorisation_error, round_up, sqrt_up
 from lightning_lipschitz.certificate.lmi import ScaledLMI, assemble
 from lightning_lipschitz.certificate.pieces import pieces, steepest
 from lightning_lipschitz.certificate.proofs import Multipliers, Norms, Proof, Split
 from lightning_lipschitz.certificate.spectral import norm_holds
+from lightning_lipschitz.graph.arrays import Array
 from lightning_lipschitz.graph.network import Layer, Network
 
 SIGNING_MARGIN = (

@@ -1,4 +1,4 @@
-"""Builder: the graph as it grows, and what it takes to run it: biases, and the functions of units and blocks."""
+"""Builder: the graph as it grows, and what it takes to run it: biases, and the functions of units."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lightning_lipschitz.extraction.value import Indices, Layout, SampleMixing, Value
-from lightning_lipschitz.graph import Concatenation, Gather, Input, Node, Sum
-from lightning_lipschitz.graph.nodes import Array
+from lightning_lipschitz.extraction.value import Layout, SampleMixing, Value, broadcast
+from lightning_lipschitz.graph import Concatenation, Gather, Input, Node
+from lightning_lipschitz.graph.arrays import Array, Indices
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(eq=False)
 class Builder:
-    """Nodes in order; ``biases`` are added to a node's output, ``functions`` are what units and blocks compute.
+    """Nodes in order; ``biases`` are added to a node's output, ``functions`` are what units compute.
 
     Args:
         batch: number of samples that values speak of.
@@ -71,11 +71,8 @@ class Builder:
         return Value(number, len(shown), sample * len(shown) + rank[entry], value.batch)
 
     def samples(self, value: Value) -> tuple[int, Layout]:
-        """A node that holds what the first dimension of a value counts one after the other, and their places.
-
-        Those are samples, or parts of samples that were folded into that dimension: frames, patches, tokens.
-        """
-        layout = value.moved(value.index.reshape(len(value.index), -1)).layout(vector=True)
+        """A node that holds the :meth:`Value.rows` of a value one after the other, and their places."""
+        layout = value.rows()
         return self.selected(value, layout.entries), layout
 
     def laid(self, value: Value, vector: bool = False) -> tuple[int, Layout]:
@@ -83,16 +80,19 @@ class Builder:
         layout = value.layout(vector)
         return self.selected(value, layout.entries), layout
 
-    def total(self, left: Value, right: Value) -> Value:
-        """The entrywise sum of two values of one shape.
+    def pair(self, left: Value, right: Value) -> tuple[tuple[int, int], Layout]:
+        """Nodes that hold two values, broadcast against each other, in one order, and their places.
 
         Raises:
             SampleMixing: their samples lie differently.
         """
-        (one, layout), (two, other) = self.laid(left), self.laid(right)
+        (one, layout), (two, other) = (
+            self.laid(value.moved(index))
+            for value, index in zip((left, right), broadcast(left.index, right.index), strict=True)
+        )
         if not torch.equal(layout.positions, other.positions):
             raise SampleMixing
-        return layout.place(self.add(Sum(sources=(one, two), size=layout.entries.size)))
+        return (one, two), layout
 
     def joined(self, values: Sequence[Value]) -> tuple[int, list[torch.Tensor]]:
         """A node that holds the nodes of all values, and the values' indices in it."""
@@ -102,6 +102,3 @@ class Builder:
         whole = sum(sizes)
         joint = numbers[0] if len(numbers) == 1 else self.add(Concatenation(sources=tuple(numbers), size=whole))
         return joint, [v.index // v.size * whole + v.index % v.size + starts[v.node] for v in values]
-
-    def size(self, number: int) -> int:
-        return self.nodes[number].size

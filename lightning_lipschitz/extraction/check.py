@@ -17,7 +17,7 @@ from lightning_lipschitz.extraction.state import ModelState, kept
 from lightning_lipschitz.extraction.trace import Trace
 from lightning_lipschitz.extraction.undisturbed import computes_in, name_of
 from lightning_lipschitz.extraction.widened import Unwritten, Widened
-from lightning_lipschitz.graph.network import Array
+from lightning_lipschitz.graph.arrays import Array
 
 _SCALES = (1.0, 0.1, 1.0, 10.0)  # of the random samples of a quick check: the first goes alone, the others together
 _BATCHES = (1, 2, 3, 17, 64)  # of a wide one

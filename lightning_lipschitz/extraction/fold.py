@@ -11,7 +11,7 @@ import numpy as np
 from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, frobenius, product_up, sum_up
 from lightning_lipschitz.extraction.builder import Builder
 from lightning_lipschitz.graph import Along, Convolution, Gather, Node, Scaling
-from lightning_lipschitz.graph.network import Array
+from lightning_lipschitz.graph.arrays import Array
 
 
 def fold(builder: Builder, output: int) -> None:

@@ -28,7 +28,8 @@ from lightning_lipschitz.graph import (
     Sum,
     VectorUnits,
 )
-from lightning_lipschitz.graph.network import Affine, Array, Network
+from lightning_lipschitz.graph.arrays import Array
+from lightning_lipschitz.graph.network import Affine, Network
 
 Run = Callable[..., Tensor]
 Known = Callable[[npt.NDArray[Any]], Tensor]

@@ -7,16 +7,14 @@ integers, makes no node, and the batch dimension may be anywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from lightning_lipschitz.graph.network import Array
-
-Indices = npt.NDArray[np.int64]
+from lightning_lipschitz.graph.arrays import Array, Indices
 
 
 class SampleMixing(Exception):  # noqa: N818 - control flow: the walk turns it into an ExtractionError
@@ -77,6 +75,13 @@ class Value:
         """
         return Layout.of(self.index, self.size, self.batch, vector)
 
+    def rows(self) -> Layout:
+        """:meth:`layout` of what the first dimension counts: samples, or parts of samples that were folded into it.
+
+        Such parts are frames, patches and tokens.
+        """
+        return self.moved(self.index.reshape(len(self.index), -1)).layout(vector=True)
+
     def entries(self) -> torch.Tensor:
         """One sample's entries, in the shape of one sample; the samples must be the first dimension.
 
@@ -125,13 +130,12 @@ class Layout:
             raise SampleMixing
         return cls(entries[0].numpy(), order, shape)
 
-    def place(self, node: int, width: int | None = None) -> Value:
-        """A node with ``width`` entries a row (None: a scalar), at the places of the rows."""
+    def place(self, node: int, *shape: int) -> Value:
+        """A node with entries of this shape a row (none: a scalar), at the places of the rows."""
         batch, rows = self.positions.shape
-        index = torch.empty(batch * rows, width or 1, dtype=torch.int64)
+        index = torch.empty(batch * rows, math.prod(shape), dtype=torch.int64)
         index[self.positions.reshape(-1)] = torch.arange(index.numel()).reshape(index.shape)
-        shape = (*self.shape, *(() if width is None else (width,)))
-        return Value(node, rows * (width or 1), index.reshape(shape), batch)
+        return Value(node, rows * math.prod(shape), index.reshape(*self.shape, *shape), batch)
 
     def per_sample(self, constant: torch.Tensor) -> Array:
         """A known tensor of the same shape, one sample's worth of it.

@@ -1,6 +1,6 @@
 """The walk over a trace: it makes the graph of a model, operator by operator, with the rules of the registry.
 
-Whatever does not depend on the model's input is evaluated as it stands, on the CPU and in the model's own dtype.
+Whatever does not depend on the model's input is evaluated as it stands, on the CPU and in float64; see ``constants``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lightning_lipschitz.errors import ArgumentError, ShapeError
-from lightning_lipschitz.graph.nodes import Array, Content, Node, finite, frozen
+from lightning_lipschitz.graph.arrays import Array, finite, frozen
+from lightning_lipschitz.graph.nodes import Content, Node
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

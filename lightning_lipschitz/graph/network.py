@@ -24,22 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_lipschitz.digest import digest
-from lightning_lipschitz.errors import ArgumentError, EmptyNetworkError, NonFiniteError, ShapeError
-from lightning_lipschitz.real import real_array, real_number, whole_array
-
-Array = npt.NDArray[np.float64]
-
-
-def _frozen(values: npt.ArrayLike, name: str, ndim: int) -> Array:
-    """A read-only float64 copy, refused when it holds anything that is not finite."""
-    array = real_array(values, name)
-    if array.ndim != ndim:
-        raise ShapeError(name, array.shape, f"{ndim} dimension{'s' if ndim > 1 else ''}")
-    bad = array.size - int(np.isfinite(array).sum())
-    if bad:
-        raise NonFiniteError(name, bad, array.size)
-    array.setflags(write=False)
-    return array
+from lightning_lipschitz.errors import ArgumentError, EmptyNetworkError, ShapeError
+from lightning_lipschitz.graph.arrays import Array, Indices, finite, frozen
+from lightning_lipschitz.real import real_array, whole_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +45,8 @@ class Term:
     rounding: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "matrix", _frozen(self.matrix, "a weight matrix", 2))
-        object.__setattr__(self, "rounding", real_number(self.rounding, "rounding"))
-        if not (np.isfinite(self.rounding) and self.rounding >= 0):
-            raise ArgumentError("rounding", self.rounding, "a finite number >= 0")
+        object.__setattr__(self, "matrix", frozen(self.matrix, "a weight matrix", 2))
+        object.__setattr__(self, "rounding", finite(self.rounding, "rounding"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +59,7 @@ class Affine:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "terms", tuple(self.terms))
-        object.__setattr__(self, "bias", _frozen(self.bias, "a bias", 1))
+        object.__setattr__(self, "bias", frozen(self.bias, "a bias", 1))
         if len({term.source for term in self.terms}) != len(self.terms):
             raise ArgumentError("terms", [term.source for term in self.terms], "terms with distinct sources")
         for term in self.terms:
@@ -101,20 +86,20 @@ class Layer:
     affine: Affine
     alpha: Array
     beta: Array
-    group: npt.NDArray[np.int64] | None = None
+    group: Indices | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
             values = np.broadcast_to(real_array(getattr(self, name), name), (self.size,))
-            object.__setattr__(self, name, _frozen(values, name, 1))
+            object.__setattr__(self, name, frozen(values, name, 1))
         if not np.all(self.alpha < self.beta):
             worst = int(np.argmax(self.alpha - self.beta))
             found = (float(self.alpha[worst]), float(self.beta[worst]))
             raise ArgumentError("slopes", found, "an interval with alpha < beta (fold affine units into the weights)")
         object.__setattr__(self, "group", self._frozen_group())
 
-    def _frozen_group(self) -> npt.NDArray[np.int64]:
+    def _frozen_group(self) -> Indices:
         group = np.arange(self.size) if self.group is None else whole_array(self.group, "group")
         if group.shape != (self.size,):
             raise ShapeError("group", group.shape, (self.size,))
@@ -185,12 +170,12 @@ class Network:
             raise EmptyNetworkError
         affines: list[Affine] = []
         for k, weight in enumerate(weights):
-            matrix = _frozen(weight, f"weight matrix {k}", 2)
+            matrix = frozen(weight, f"weight matrix {k}", 2)
             if k and matrix.shape[1] != affines[-1].size:
                 raise ShapeError(
                     f"weight matrix {k}", matrix.shape, f"{affines[-1].size} columns, the rows of the one before"
                 )
-            bias = _frozen(np.zeros(len(matrix)) if biases is None else biases[k], "a bias", 1)
+            bias = frozen(np.zeros(len(matrix)) if biases is None else biases[k], "a bias", 1)
             affines.append(Affine((Term(k, matrix),), bias))
         alpha, beta = (real_array(slope, "slopes") for slope in slopes)
         layers = tuple(Layer(a, alpha, beta, name=f"layer {k}") for k, a in enumerate(affines[:-1], 1))

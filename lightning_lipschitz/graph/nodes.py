@@ -13,30 +13,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lightning_lipschitz.errors import ArgumentError, NonFiniteError, ShapeError
-from lightning_lipschitz.real import real_array, real_number, whole_array
+from lightning_lipschitz.errors import ArgumentError, ShapeError
+from lightning_lipschitz.graph.arrays import Array, Indices, finite, frozen
+from lightning_lipschitz.real import real_number, whole_array
 
-Array = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
 Content: TypeAlias = "npt.NDArray[Any] | str"
-
-
-def frozen(values: npt.ArrayLike, name: str) -> Array:
-    """A read-only float64 copy, refused when it holds anything that is not finite."""
-    array = real_array(values, name)
-    bad = array.size - int(np.isfinite(array).sum())
-    if bad:
-        raise NonFiniteError(name, bad, array.size)
-    array.setflags(write=False)
-    return array
-
-
-def finite(value: float, name: str) -> float:
-    """A float >= 0, refused when it is not finite."""
-    number = real_number(value, name)
-    if not (np.isfinite(number) and number >= 0):
-        raise ArgumentError(name, value, "a finite number >= 0")
-    return number
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

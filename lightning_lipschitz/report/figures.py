@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_lipschitz.errors import MissingExtraError
-from lightning_lipschitz.graph.network import Array
+from lightning_lipschitz.graph.arrays import Array
 from lightning_lipschitz.report.content import Content
 from lightning_lipschitz.report.numbers import upper
 from lightning_lipschitz.report.predictions import Curve

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_lipschitz._lightning import isolated_rng
 from lightning_lipschitz.extraction.undisturbed import computes_in, undisturbed
 from lightning_lipschitz.functional.robustness import certified_radius, margins
-from lightning_lipschitz.graph.network import Array
+from lightning_lipschitz.graph.arrays import Array
 
 LARGEST = 20_000_000  # logits that are kept: 80 MB as float32
 _PLACES = 201

@@ -50,7 +50,8 @@ def project(
 
     Args:
         model: any that :func:`~lightning_lipschitz.certify` reads as explicit matrices, of up to 4000 inputs and units,
-            with elementwise activations, max pooling, softmax or sorting. Weight norm is written through.
+            with elementwise activations, max pooling, softmax, sorting or the larger of two tensors. Weight norm is
+            written through.
         max_lipschitz: the bound L > 0, output change per input change.
         example_input: one batch of inputs, shape (batch, ...). By default the module's ``example_input_array``.
         rtol: relative decrease of the distance that is worth three more projections.

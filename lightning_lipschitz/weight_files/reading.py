@@ -8,17 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from lightning_lipschitz.archive import opened
 from lightning_lipschitz.errors import ArgumentError, LipschitzError, NoChainError, ShapeError, WeightFileError
+from lightning_lipschitz.graph.arrays import Array
 from lightning_lipschitz.real import real_array
 from lightning_lipschitz.weight_files.chains import Listing, chain_of_arrays, chain_of_state_dict
 from lightning_lipschitz.weight_files.matlab import matlab_listing
 from lightning_lipschitz.weight_files.tensors import safetensors_listing, torch_listing
-
-Array = npt.NDArray[np.float64]
 
 
 def read_weights(path: str | os.PathLike[str]) -> list[Array]:

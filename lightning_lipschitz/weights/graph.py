@@ -34,8 +34,8 @@ def graph_weights(model: nn.Module, example_input: Any = None, *, extractor: Ext
         extractor: of the same model, if there is one already.
 
     Raises:
-        ProjectionError: it is too large; the larger of two tensors, a layer norm with weights; a parametrised weight,
-            or one that is frozen in part. Names the submodule.
+        ProjectionError: it is too large; a layer norm with weights, or another such normalisation; a parametrised
+            weight, or one that is frozen in part. Names the submodule.
         LipschitzError: as the extractor.
 
     Example:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_lipschitz.graph.network import Array, Network
+from lightning_lipschitz.graph.arrays import Array
+from lightning_lipschitz.graph.network import Network
 
 Blocks: TypeAlias = Mapping[tuple[int, int], Tensor]  # W_kj by map k, from 1 and with the output last, and source j < k
 

@@ -15,7 +15,7 @@ from lightning_lipschitz.bounds.interior_point.result import Ending, Progress, S
 from lightning_lipschitz.bounds.lipsdp import Reduced
 from lightning_lipschitz.certificate.proofs import Multipliers
 from lightning_lipschitz.errors import SolverError
-from lightning_lipschitz.graph.network import Array
+from lightning_lipschitz.graph.arrays import Array
 
 # The points kept for a warm start: the first whose relative gap, of the bound, is below.
 _WARM_GAPS = (0.5, 0.2, 0.1, 0.03, 0.01, 0.003)

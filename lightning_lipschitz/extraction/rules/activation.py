@@ -14,9 +14,9 @@ from lightning_lipschitz.extraction.functions import SCALED, leaky, of_activatio
 from lightning_lipschitz.extraction.registry import Context, rule
 from lightning_lipschitz.extraction.rules.linear import scaled
 from lightning_lipschitz.extraction.slopes import NotLipschitzError, activations
-from lightning_lipschitz.extraction.value import Layout, SampleMixing, Value, broadcast
+from lightning_lipschitz.extraction.value import Layout, Value, broadcast
 from lightning_lipschitz.graph import Elementwise, Extremum
-from lightning_lipschitz.graph.network import Array
+from lightning_lipschitz.graph.arrays import Array
 
 
 def _register(operator: str, table: Callable[..., tuple[float, float]]) -> None:
@@ -132,13 +132,10 @@ def _extremum(context: Context, x: Any, y: Any, smallest: bool) -> Value:
     if not (isinstance(x, Value) and isinstance(y, Value)):
         value, known = (x, y) if isinstance(x, Value) else (y, x)
         return clamp(context, value, **{"max" if smallest else "min": known})
-    left, right = broadcast(x.index, y.index)
-    (one, layout), (two, other) = (context.builder.laid(x.moved(left)), context.builder.laid(y.moved(right)))
-    if not torch.equal(layout.positions, other.positions):
-        raise SampleMixing
-    if one == two:
-        return layout.place(one)
-    node = Extremum(sources=(one, two), size=layout.entries.size, smallest=smallest, name=context.name)
+    sources, layout = context.builder.pair(x, y)
+    if sources[0] == sources[1]:
+        return layout.place(sources[0])
+    node = Extremum(sources=sources, size=layout.entries.size, smallest=smallest, name=context.name)
     return layout.place(context.builder.add(node))
 
 

@@ -139,5 +139,4 @@ def _added(context: Context, node: Convolution, bias: Any, shape: Sequence[int],
     if layout is None:
         return context.builder.whole(number, shape)
     channels = shape[0] // len(layout.entries)
-    placed = layout.place(number, channels * math.prod(shape[1:]))
-    return placed.moved(placed.index.reshape(-1, channels, *shape[1:]))
+    return layout.place(number, channels, *shape[1:])

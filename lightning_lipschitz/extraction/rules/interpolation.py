@@ -14,7 +14,7 @@ from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF
 from lightning_lipschitz.extraction.registry import Context, rule
 from lightning_lipschitz.extraction.rules.linear import along_axes
 from lightning_lipschitz.extraction.value import Value
-from lightning_lipschitz.graph.network import Array
+from lightning_lipschitz.graph.arrays import Array
 
 
 def _register(operator: str) -> None:

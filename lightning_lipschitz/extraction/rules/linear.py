@@ -13,8 +13,8 @@ import torch
 from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, frobenius, product_up
 from lightning_lipschitz.extraction.registry import PRODUCT, Context, rule
 from lightning_lipschitz.extraction.value import Value, broadcast
-from lightning_lipschitz.graph import Along, Scaling
-from lightning_lipschitz.graph.network import Array
+from lightning_lipschitz.graph import Along, Scaling, Sum
+from lightning_lipschitz.graph.arrays import Array
 
 
 @rule("add", "add_")
@@ -23,8 +23,8 @@ def add(context: Context, x: Any, y: Any, alpha: float = 1) -> Value:
     if alpha != 1:
         y = mul(context, y, alpha) if isinstance(y, Value) else context.constant(y) * context.constant(alpha)
     if isinstance(x, Value) and isinstance(y, Value):
-        left, right = broadcast(x.index, y.index)
-        return context.builder.total(x.moved(left), y.moved(right))
+        sources, layout = context.builder.pair(x, y)
+        return layout.place(context.builder.add(Sum(sources=sources, size=layout.entries.size)))
     value: Value = x if isinstance(x, Value) else y
     known = context.constant(y if isinstance(x, Value) else x)
     if not torch.any(known) and known.numel() == 1:
@@ -181,8 +181,7 @@ def along_axes(context: Context, x: Value, matrices: Sequence[Array], relative: 
         rounding = product_up(relative, frobenius(matrix))
         node = Along(sources=(number,), matrix=matrix, before=before, after=after, rounding=rounding, name=context.name)
         number, shape[axis] = context.builder.add(node), len(matrix)
-    placed = layout.place(number, math.prod(shape[1:]))
-    return placed.moved(placed.index.reshape(-1, *shape[1:]))
+    return layout.place(number, *shape[1:])
 
 
 @rule("linear")
@@ -223,25 +222,38 @@ def addmm(context: Context, bias: Any, x: Any, y: Any, beta: float = 1, alpha: f
 @rule("sum")
 def sum_(context: Context, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     """A sum over dimensions of a sample."""
-    return _reduced(context, x, dim, keepdim, mean=False)
+    return reduced(x, dim, keepdim, lambda vectors: _weighted(context, vectors, mean=False))
 
 
 @rule("mean")
 def mean(context: Context, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     """A mean over dimensions of a sample."""
-    return _reduced(context, x, dim, keepdim, mean=True)
+    return reduced(x, dim, keepdim, lambda vectors: _weighted(context, vectors, mean=True))
 
 
-def _reduced(context: Context, x: Value, dim: Any, keepdim: bool, mean: bool) -> Value:
+def reduced(x: Value, dim: Any, keepdim: bool, function: Callable[[Value], Value]) -> Value:
+    """A function from vectors along the last dimension to numbers, over other dimensions.
+
+    Args:
+        x: what it is applied to.
+        dim: the dimensions; None, or none, for all.
+        keepdim: whether they stay, with the length one.
+        function: of the value whose last dimension is all of them.
+    """
     every = range(x.index.ndim)
     dims = sorted(d % x.index.ndim for d in ([dim] if isinstance(dim, int) else dim or every))
     kept = [d for d in every if d not in dims]
-    index = x.index.permute(*kept, *dims).flatten(len(kept))
-    width = index.shape[-1]
-    row = np.full((1, width), 1.0 / width if mean else 1.0)
-    result = apply_weight(context, x.moved(index), row, rounding=UNIT_ROUNDOFF / math.sqrt(width) if mean else 0.0)
-    shape = [1 if d in dims else length for d, length in enumerate(x.index.shape)]
-    return result.moved(result.index.reshape(shape) if keepdim else result.index.squeeze(-1))
+    result = function(x.moved(x.index.permute(*kept, *dims).flatten(len(kept))))
+    shape = [1 if d in dims else length for d, length in enumerate(x.shape)]
+    return result.moved(result.index.reshape(shape)) if keepdim else result
+
+
+def _weighted(context: Context, x: Value, mean: bool) -> Value:
+    """The sum, or the mean, of every vector along the last dimension."""
+    width = x.shape[-1]
+    row, rounding = np.full((1, width), 1.0 / width if mean else 1.0), UNIT_ROUNDOFF / math.sqrt(width) if mean else 0.0
+    result = apply_weight(context, x, row, rounding=rounding)
+    return result.moved(result.index.squeeze(-1))
 
 
 @rule("cumsum")

@@ -30,7 +30,7 @@ def carry_out(context: Context, operator: str, args: Any, kwargs: Any) -> Any:
     encoded = {id(value): index for value, index in zip(values, indices, strict=True)}
     args, kwargs = tree_map(lambda each: encoded.get(id(each), each), (args, kwargs))
     result = getattr(torch.ops.aten, operator)(*args, **kwargs)
-    size, batch = context.builder.size(node), context.builder.batch
+    size, batch = context.builder.nodes[node].size, context.builder.batch
     return tree_map(lambda index: Value(node, size, index, batch), result)
 
 
@@ -41,9 +41,8 @@ def _register(operator: str) -> None:
         for dtype in (each for each in args if isinstance(each, torch.dtype)):
             context.refuse_conversion(dtype)  # the bits are read as another type
         if operator in ("view", "_unsafe_view"):
-            return carry_out(
-                context, "reshape", args, kwargs
-            )  # never moves an entry, however the integers are laid out
+            # never moves an entry, however the integers are laid out
+            return carry_out(context, "reshape", args, kwargs)
         return carry_out(context, operator, args, kwargs)
 
 
@@ -126,12 +125,11 @@ def constant_pad_nd(context: Context, x: Value, pad: list[int], value: float = 0
 
 def _padded(context: Context, x: Value, sides: list[tuple[int, int]], value: float) -> Value:
     """With a first dimension that is not padded."""
-    layout = x.moved(x.index.flatten(1)).layout(vector=True)
+    layout = x.rows()
     entries = torch.from_numpy(layout.entries).reshape(-1, *x.shape[1:])
     padded = torch.ops.aten.constant_pad_nd(entries, [side for pair in reversed(sides[1:]) for side in pair], -1)
     bias = torch.where(padded < 0, context.constant(value), 0.0).reshape(-1).numpy()
-    placed = layout.place(context.builder.selected(x, padded.numpy(), bias), padded[0].numel())
-    return placed.moved(placed.index.reshape(-1, *padded.shape[1:]))
+    return layout.place(context.builder.selected(x, padded.numpy(), bias), *padded.shape[1:])
 
 
 @rule("pad")

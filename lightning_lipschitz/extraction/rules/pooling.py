@@ -23,7 +23,7 @@ from lightning_lipschitz.extraction.rules.linear import along_axes
 from lightning_lipschitz.extraction.rules.movement import constant_pad_nd
 from lightning_lipschitz.extraction.rules.vectors import on_vectors, vector_length
 from lightning_lipschitz.extraction.value import Value
-from lightning_lipschitz.graph.network import Array
+from lightning_lipschitz.graph.arrays import Array
 
 Spans = Sequence[tuple[int, int]]
 

@@ -22,7 +22,7 @@ import torch
 from lightning_lipschitz.extraction import functions
 from lightning_lipschitz.extraction.registry import Context, rule
 from lightning_lipschitz.extraction.rules.activation import maximum, minimum
-from lightning_lipschitz.extraction.rules.linear import neg
+from lightning_lipschitz.extraction.rules.linear import neg, reduced
 from lightning_lipschitz.extraction.slopes import Slopes
 from lightning_lipschitz.extraction.value import Value
 from lightning_lipschitz.graph import VectorUnits
@@ -61,7 +61,7 @@ def on_vectors(
     node = VectorUnits(
         sources=(number,), size=size, alpha=alpha, beta=beta, width=width, scalar=scalar, name=context.name
     )
-    return layout.place(context.builder.add(node, None, run), None if scalar else width)
+    return layout.place(context.builder.add(node, None, run), *(() if scalar else (width,)))
 
 
 def vector_length(y: torch.Tensor) -> torch.Tensor:
@@ -78,24 +78,9 @@ def _back(x: Value, dim: int) -> Value:
     return x.moved(x.index.movedim(-1, dim))
 
 
-def _vectors(x: Value, dim: Any) -> Value:
-    """The dimensions ``dim`` (None or none: all but the batch) as one, the last."""
-    if dim is None or (isinstance(dim, (list, tuple)) and not dim):
-        dim = list(range(x.index.ndim))
-    dims = [each % x.index.ndim for each in ([dim] if isinstance(dim, int) else dim)]
-    kept = [each for each in range(x.index.ndim) if each not in dims]
-    return x.moved(x.index.permute(*kept, *dims).flatten(len(kept)))
-
-
 def _reduced(context: Context, x: Value, dim: Any, keepdim: bool, function: Function) -> Value:
     """A function of slope at most 1 from vectors to numbers."""
-    result = on_vectors(context, _vectors(x, dim), (-1.0, 1.0), function, scalar=True)
-    if not keepdim:
-        return result
-    every = range(x.index.ndim)
-    dims = [d % x.index.ndim for d in ([dim] if isinstance(dim, int) else dim or every)]
-    shape = [1 if d in dims else length for d, length in enumerate(x.shape)]
-    return result.moved(result.index.reshape(shape))
+    return reduced(x, dim, keepdim, lambda vectors: on_vectors(context, vectors, (-1.0, 1.0), function, scalar=True))
 
 
 @rule("softmax", "_softmax", "_safe_softmax")

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_lipschitz.bounds.inequality import Inequality, Structure
 from lightning_lipschitz.certificate import Multipliers
-from lightning_lipschitz.graph.network import Array, Network
+from lightning_lipschitz.graph.arrays import Array
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.training.multipliers import widened
 from lightning_lipschitz.weights.maps import WeightMap
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lightning_lipschitz.bounds import interior_point
 from lightning_lipschitz.errors import ProjectionError, SolverError
-from lightning_lipschitz.graph.network import Array, Network
+from lightning_lipschitz.graph.arrays import Array
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.training.multipliers import squared
 from lightning_lipschitz.training.path.constraint import Constraint, Place
 

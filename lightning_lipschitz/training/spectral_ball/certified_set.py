@@ -14,7 +14,8 @@ from torch import Tensor
 from lightning_lipschitz.bounds.threads import few_threads
 from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.errors import ArgumentError, ShapeError
-from lightning_lipschitz.graph.network import Array, Network
+from lightning_lipschitz.graph.arrays import Array
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.training.result import State
 from lightning_lipschitz.training.spectral_ball.ball import nearest_point, spectral_norm
 from lightning_lipschitz.training.spectral_ball.gain_matrix import GainMatrix

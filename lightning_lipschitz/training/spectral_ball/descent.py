@@ -23,7 +23,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from lightning_lipschitz.certificate import Multipliers
-from lightning_lipschitz.graph.network import Array, Network
+from lightning_lipschitz.graph.arrays import Array
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.training.result import State
 from lightning_lipschitz.training.spectral_ball.certified_set import CertifiedSet, Projected, slopes_of
 
