@@ -1,9 +1,8 @@
 """LipSDP through cvxpy and a general conic solver: the independent reference, for small networks.
 
 Clarabel (interior point) needs seconds at 60 hidden units and half a minute at 100; SCS (first order) is faster and
-less exact, and is
-known to return values below the true constant that it calls optimal. Neither is believed: what comes back is a
-proposal.
+less exact, and is known to return values below the true constant that it calls optimal. Neither is believed: what comes
+back is a proposal.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Proofs of positive definiteness in floating point.
 
 Standard model of arithmetic: ``fl(a op b) = (a op b)(1 + d)``, |d| <= u = 2^-53. With ``gamma(k) = k u / (1 - k u)``
-an inner
-product of k terms, in any order and with or without fused operations, carries an error of at most ``gamma(k) |a|'|b|``.
+an inner product of k terms, in any order and with or without fused operations, carries an error of at most ``gamma(k)
+|a|'|b|``.
 Where a product, a quotient or a rescaling underflows, another 2^-1075 is lost, whatever its size: ``TINY``, 2^-1022,
 pays for that and 2^52 more of its kind. So that this is small against what is proved, sizes are brought near one by
 powers of two before anything is multiplied.

@@ -1,8 +1,8 @@
 """Cutting a network where everything passes: the constants of the pieces multiply.
 
 If every path from the input to the output goes through the units of layer k, f is ``g2 . phi_k . g1`` with g1 ending
-in the affine map of layer
-k, so ``Lip(f) <= Lip(g2) * steepest(phi_k) * Lip(g1)`` (Fazlyab et al. 2019, section 5, "LipSDP on sub-networks").
+in the affine map of layer k, so ``Lip(f) <= Lip(g2) * steepest(phi_k) * Lip(g1)`` (Fazlyab et al. 2019, section 5,
+"LipSDP on sub-networks").
 """
 
 from __future__ import annotations

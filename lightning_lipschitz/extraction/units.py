@@ -66,7 +66,7 @@ class UnitOperator:
             if isinstance(each, _UNITS):
                 layer, entries = layers.get(number, (0, None))
                 reads = lowered.depends(each.sources)
-                self._units[number] = _Units(each, layer, entries, reads, _affine(steps, number))
+                self._units[number] = _UnitNode(each, layer, entries, reads, _affine(steps, number))
         self._result = tree_map(_shown, steps.values[node])
         ends = [each.node for each in tree_leaves(steps.values[node]) if isinstance(each, Value)]
         self.reads = lowered.depends([*ends, *(number for _, number, *_ in self._inputs)])
@@ -108,7 +108,7 @@ class UnitOperator:
 
 
 @dataclass(frozen=True, eq=False)
-class _Affine:
+class _EqualSlopes:
     """Units of equal slopes.
 
     Attributes:
@@ -122,7 +122,7 @@ class _Affine:
 
 
 @dataclass(frozen=True, eq=False)
-class _Units:
+class _UnitNode:
     """A node of units.
 
     Attributes:
@@ -137,7 +137,7 @@ class _Units:
     layer: int
     entries: npt.NDArray[np.int64] | None
     reads: frozenset[int]
-    affine: _Affine | None
+    affine: _EqualSlopes | None
 
     def pre(self, given: Sequence[Tensor]) -> Tensor:
         """The pre-activations of all units."""
@@ -185,7 +185,7 @@ def _places(value: Value) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]
     return np.maximum(positions, 0), positions >= 0
 
 
-def _affine(steps: Walk, number: int) -> _Affine | None:
+def _affine(steps: Walk, number: int) -> _EqualSlopes | None:
     node = steps.builder.nodes[number]
     if not isinstance(node, Elementwise) or not np.any(node.alpha == node.beta):
         return None
@@ -193,4 +193,4 @@ def _affine(steps: Walk, number: int) -> _Affine | None:
     equal = alpha == beta
     offsets = steps.builder.functions[number](torch.zeros(1, node.size, dtype=torch.float64))[0].numpy()
     place = np.where(equal, -1, np.cumsum(~equal) - 1)
-    return _Affine(np.where(equal, alpha, 0.0), np.where(equal, offsets, 0.0), place)
+    return _EqualSlopes(np.where(equal, alpha, 0.0), np.where(equal, offsets, 0.0), place)

@@ -39,9 +39,9 @@ class Realised:
 def round_and_sign(weights: Sequence[Tensor], network: Network, multipliers: Multipliers, realise: Realise) -> Realised:
     """The weights times the largest (1 - t) found for which the kernel signs what the parameters can hold.
 
-    Weights on the boundary of the certified set leave it when they are rounded. Zero is inside and the set is
-    convex, so a little less of
-    all of them is inside again: about 1e-10 for float64 parameters, 1e-7 for float32, 1e-3 for bfloat16.
+    Weights on the boundary of the certified set leave it when they are rounded. Zero is inside and the set is convex,
+    so a little less of all of them is inside again: about 1e-10 for float64 parameters, 1e-7 for float32, 1e-3 for
+    bfloat16.
 
     Args:
         weights: float64, in the certified set of ``multipliers``.
