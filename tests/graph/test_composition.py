@@ -74,7 +74,9 @@ def test_what_is_written_out_computes_the_same(name):
     """The explicit network of the whole graph, run with the graph's own units."""
     extraction, graph = read(name)
     lowered = extraction.lowered()
-    assert {layer.name for layer in lowered.network.layers} <= {node.name for node in graph.nodes}
+    if "constant" not in name:  # units that nothing of the input reaches are no layer
+        units = [node.name for node in graph.nodes if isinstance(node, (Elementwise, Extremum, VectorUnits))]
+        assert [layer.name for layer in lowered.network.layers] == units
     x = np.random.default_rng(0).normal(size=(5, graph.input_size))
     out = extraction(x)
     np.testing.assert_allclose(lowered(x), out, atol=1e-12 * max(1.0, np.abs(out).max()))
