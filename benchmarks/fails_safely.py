@@ -39,20 +39,20 @@ def starved(network, rng):
 
 
 def perturbed(network, rng):
-    point = closed_form.propose(network)[0]
+    point = closed_form.propose(network)[0].multipliers
     scale = 10.0 ** rng.uniform(-14, 0)
     values = tuple(np.abs(v * (1 + scale * rng.normal(size=v.shape))) for v in point.values)
     return Multipliers(point.rho * (1 + scale * rng.normal()), values)
 
 
 def badly_scaled(network, rng):
-    point = closed_form.propose(network)[0]
+    point = closed_form.propose(network)[0].multipliers
     return Multipliers(point.rho, tuple(v * 10.0 ** rng.uniform(-12, 12) for v in point.values))
 
 
 def adversarial(network, rng):
     """The edge of the feasible set, overstepped by a few roundings."""
-    point = closed_form.propose(network)[0]
+    point = closed_form.propose(network)[0].multipliers
     low, high = 0.0, point.rho
     for _ in range(50):
         middle = 0.5 * (low + high)
@@ -66,12 +66,13 @@ KINDS = {"starved": starved, "perturbed": perturbed, "badly scaled": badly_scale
 def attempt(kind: str, rng: np.random.Generator) -> str:
     """ "refused", "signed" or "FALSE"."""
     network = draw_network(rng)
-    points = closed_form.propose(network)
-    if not points:
+    sweeps = closed_form.propose(network)
+    if not sweeps:
         return "refused"
     proposal = KINDS[kind](network, rng)
     accepted = [proposal] if prove(network, proposal) is not None else []
-    signed = sign_nearby(network, Proposal(proposal, "", ""), replace(points[0], rho=1.1 * points[0].rho))
+    inside = sweeps[0].multipliers
+    signed = sign_nearby(network, Proposal(proposal, "", ""), replace(inside, rho=1.1 * inside.rho))
     accepted += [signed.proof] if signed else []
     if not all(exactly_positive_definite(exact_lmi(network, proof)) for proof in accepted):
         return "FALSE"

@@ -23,7 +23,7 @@ from scipy.linalg import cho_factor, cho_solve
 from lightning_lipschitz.bounds.inequality import Structure, blocks_of, sweep
 from lightning_lipschitz.bounds.inequality.sweep import SLACK, SMALLEST_PIVOT
 from lightning_lipschitz.bounds.lipsdp import reduce
-from lightning_lipschitz.certificate.proofs import Multipliers
+from lightning_lipschitz.certificate.proofs import Multipliers, Proposal
 from lightning_lipschitz.certificate.spectral import largest_eigenvalue
 from lightning_lipschitz.graph.arrays import Array
 from lightning_lipschitz.graph.network import Affine, Layer, Network
@@ -33,12 +33,13 @@ Blocks = dict[tuple[int, int], Array]
 _SMALLEST_MULTIPLIER = 1e-12  # r for units that nothing reads, relative to |output map|_F^2
 
 
-def propose(network: Network) -> tuple[Multipliers, ...]:
-    """The points of both sweeps, the lower rho first; empty where the output does not depend on the input."""
+def propose(network: Network) -> tuple[Proposal, ...]:
+    """Multipliers of both sweeps, the lower rho first; empty where the output does not depend on the input."""
     reduced = reduce(network)
     points = [direction(reduced.network) for direction in (backward, forward)]
     restored = [reduced.restore(point.rho, point.values) for point in points if point is not None]
-    return tuple(sorted(restored, key=lambda point: point.rho))
+    restored.sort(key=lambda point: point.rho)
+    return tuple(Proposal(point, "closed-form", "closed-form") for point in restored)
 
 
 def forward(network: Network) -> Multipliers | None:

@@ -59,15 +59,16 @@ def _search(network: Network, settings: Settings, clock: Clock) -> Found:
         return signed, product
     if not _affordable(network, clock):
         return signed, replace(product, status=Status.TIME_LIMIT)
-    points = closed_form.propose(network)
-    signed = _closed_form(network, points) + signed
+    sweeps = closed_form.propose(network)
+    signed = _closed_form(network, sweeps) + signed
     simple = replace(product, status=Status.SOLVED)
-    if settings.method == "closed-form" or not network.layers or not points:
+    if settings.method == "closed-form" or not network.layers or not sweeps:
         return signed, simple
     cuts = _cuts(network, settings, clock)
     clock = searching(settings, clock)
     try:
-        better, asked = _split(network, cuts, settings, clock) if cuts else _lipsdp(network, points[0], settings, clock)
+        start = sweeps[0].multipliers
+        better, asked = _split(network, cuts, settings, clock) if cuts else _lipsdp(network, start, settings, clock)
     except TimeLimitError:
         return signed, replace(simple, status=Status.TIME_LIMIT)
     except SolverError:
@@ -101,9 +102,9 @@ def _signed(certificate: Certificate | None) -> list[Certificate]:
     return [] if certificate is None else [certificate]
 
 
-def _closed_form(network: Network, points: Sequence[Multipliers]) -> list[Certificate]:
-    """The first point, from the lowest rho on, that can be signed."""
-    signed = (sign_nearby(network, Proposal(point, "closed-form", "closed-form")) for point in points)
+def _closed_form(network: Network, proposals: Sequence[Proposal]) -> list[Certificate]:
+    """The first one, from the lowest rho on, that can be signed."""
+    signed = (sign_nearby(network, proposal) for proposal in proposals)
     return _signed(next((found for found in signed if found is not None), None))
 
 

@@ -93,7 +93,9 @@ def test_a_solver_that_calls_an_infeasible_point_optimal_is_caught():
     assert problem.status == "optimal"
     assert rho.value**0.5 < 36.4
     claimed = Multipliers(rho.value, tuple(np.maximum(part.value, 0) for part in per_layer))
-    signed = sign_nearby(network, Proposal(claimed, "lipsdp-neuron", "scs"), closed_form.propose(network)[0])
+    signed = sign_nearby(
+        network, Proposal(claimed, "lipsdp-neuron", "scs"), closed_form.propose(network)[0].multipliers
+    )
     assert prove(network, claimed) is None
     assert signed.upper_bound >= 36.48223
     assert signed.verification_loss > 1e-3

@@ -22,7 +22,7 @@ WITH_POINT = [name for name in NETWORKS if closed_form.propose(NETWORKS[name]())
 def signed(name):
     """A proof at the edge: the closed-form multipliers with the least rho that the kernel accepts for them."""
     network = NETWORKS[name]()
-    proof = strengthen(network, closed_form.propose(network)[0])
+    proof = strengthen(network, closed_form.propose(network)[0].multipliers)
     low, high = 0.0, proof.rho
     for _ in range(45):
         middle = 0.5 * (low + high)
@@ -43,7 +43,7 @@ def test_what_is_signed_is_true_in_exact_arithmetic(name):
 @pytest.mark.parametrize("name", WITH_POINT)
 def test_signing_loses_little(name):
     network = NETWORKS[name]()
-    point = closed_form.propose(network)[0]
+    point = closed_form.propose(network)[0].multipliers
     assert strengthen(network, point).rho <= point.rho * (1 + 1e-7)
 
 
@@ -153,7 +153,7 @@ def test_norms_of_the_same_block_many_times(copies, exponent):
     assert bound == pytest.approx(np.linalg.norm(block, 2) * 2.0**exponent, rel=1e-11)
     if abs(exponent) < 100:  # the square of the bound is a float64
         network = Network.from_weights([matrix, matrix.T])
-        found = [prove(network, point) for point in closed_form.propose(network)]
+        found = [prove(network, each.multipliers) for each in closed_form.propose(network)]
         assert min(each for each in found if each is not None) <= bound**2 * (1 + 1e-6)
 
 
