@@ -5,7 +5,9 @@ Each class takes facts and writes the sentence the user reads: what is wrong, wh
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
+
+Verdict: TypeAlias = Literal["never", "bounded inputs", "not yet", "replace"]
 
 
 class LipschitzError(Exception):
@@ -64,14 +66,16 @@ class UnsupportedModuleError(ExtractionError):
     Args:
         path: dotted name of the submodule ("" for the model itself).
         operator: the operator found there.
-        verdict: "never" (no finite constant exists), "not yet" (a rule is missing) or "replace" (an equivalent works).
+        verdict: "never" (no finite constant exists), "bounded inputs" (none for all inputs, but one where the input is
+            bounded), "not yet" (a rule is missing) or "replace" (an equivalent works).
         advice: the reason, or what to use in its place.
     """
 
-    def __init__(self, path: str, operator: str, verdict: Literal["never", "not yet", "replace"], advice: str) -> None:
+    def __init__(self, path: str, operator: str, verdict: Verdict, advice: str) -> None:
         where = f"`{path}`" if path else "the model"
         meaning = {
             "never": "has no finite Lipschitz constant",
+            "bounded inputs": "has a finite Lipschitz constant on bounded inputs only",
             "not yet": "is not supported yet",
             "replace": "is not supported, but an equivalent is",
         }[verdict]

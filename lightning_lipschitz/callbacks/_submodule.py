@@ -15,7 +15,7 @@ from lightning_lipschitz.bounds.lower import sampled_slope
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction import Reader, reader_for
 from lightning_lipschitz.extraction import part as part_of
-from lightning_lipschitz.extraction.undisturbed import undisturbed, unwrapped
+from lightning_lipschitz.extraction.undisturbed import computes_in, undisturbed, unwrapped
 from lightning_lipschitz.graph import Graph
 from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.lightning_tools.inputs import (
@@ -220,10 +220,8 @@ class Submodule:
 
 
 def _follow(part: nn.Module) -> None:
-    like = next((p for p in part.parameters() if p.is_floating_point()), None)
-    if like is None:
-        return
     for name, value in list(part.named_buffers(recurse=False)):
+        like = computes_in(part, value)
         setattr(part, name, value.to(like.device, like.dtype) if value.is_floating_point() else value.to(like.device))
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from lightning_lipschitz.extraction.value import Layout, SampleMixing, Value, broadcast
@@ -13,11 +15,13 @@ from lightning_lipschitz.graph import Concatenation, Gather, Input, Node
 from lightning_lipschitz.graph.arrays import Array, Indices
 
 Function = Callable[[torch.Tensor], torch.Tensor]
+Interval: TypeAlias = tuple[Array, Array]
 
 
 @dataclass(eq=False)
 class Builder:
-    """Nodes in order; ``biases`` are added to a node's output, ``functions`` are what units compute.
+    """Nodes in order; ``biases`` are added to a node's output, ``functions`` are what units compute, ``intervals`` hold
+    what nodes give, bias included: those that rules know, and those that were worked out.
 
     Args:
         batch: number of samples that values speak of.
@@ -29,18 +33,35 @@ class Builder:
     nodes: list[Node] = field(default_factory=list)
     biases: dict[int, Array] = field(default_factory=dict)
     functions: dict[int, Function] = field(default_factory=dict)
+    intervals: dict[int, Interval] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.nodes.append(Input(size=self.input_size))
 
-    def add(self, node: Node, bias: Array | None = None, function: Function | None = None) -> int:
-        """The number of a new node."""
+    def add(
+        self,
+        node: Node,
+        bias: Array | None = None,
+        function: Function | None = None,
+        values: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    ) -> int:
+        """The number of a new node.
+
+        Args:
+            node: the new one.
+            bias: shape (size,), added to its output.
+            function: what it computes, of units.
+            values: between which numbers its entries lie, whatever the input; by default it is worked out.
+        """
         number = len(self.nodes)
         self.nodes.append(node)
         if bias is not None and np.any(bias):
             self.biases[number] = np.asarray(bias, dtype=np.float64)
         if function is not None:
             self.functions[number] = function
+        if values is not None:
+            low, high = (np.broadcast_to(np.asarray(each, dtype=np.float64), node.size) for each in values)
+            self.intervals[number] = low, high
         return number
 
     def whole(self, number: int, shape: Sequence[int]) -> Value:

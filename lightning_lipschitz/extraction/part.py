@@ -187,8 +187,9 @@ class Part(nn.Module):
         super().__init__()
         self._certified_part = model
         self._output = output
-        like = next((p for p in model.parameters() if p.is_floating_point()), None)
-        batch = len(args[key] if isinstance(key, int) else kwargs[key])
+        given = args[key] if isinstance(key, int) else kwargs[key]
+        like = computes_in(model, given)
+        batch = len(given)
         hole = object()
         if isinstance(key, int):
             args = (*args[:key], hole, *args[key + 1 :])
@@ -202,9 +203,8 @@ class Part(nn.Module):
             if isinstance(leaf, Tensor):
                 self.batched[i] = leaf.ndim > 0 and len(leaf) == batch
                 fixed = leaf.detach()
-                to = like if like is not None and fixed.is_floating_point() else fixed
-                where = fixed.device if like is None else like.device
-                self.register_buffer(f"_fixed_{i}", fixed.to(where, to.dtype, copy=True), persistent=False)
+                dtype = like.dtype if fixed.is_floating_point() else fixed.dtype
+                self.register_buffer(f"_fixed_{i}", fixed.to(like.device, dtype, copy=True), persistent=False)
                 self._leaves[i] = None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,25 +1,28 @@
-"""Why an operator has no rule: never, replace (an equivalent works), or not yet."""
+"""Why an operator has no rule: never, on bounded inputs only, replace (an equivalent works), or not yet."""
 
 from __future__ import annotations
 
-from typing import Literal
+from lightning_lipschitz.errors import Verdict
 
-Verdict = Literal["never", "not yet", "replace"]
-
-_PRODUCT = "The product of two values that both depend on the input grows without bound."
+PRODUCT = (
+    "The product of two values that both depend on the input grows without bound; where both are bounded, it is read"
+    " entry by entry (`*`) only."
+)
+BOUNDED_FACTOR = (
+    "It multiplies two values that both depend on the input, and one of them may grow without bound. Keep it between"
+    " two numbers (torch.sigmoid, torch.tanh, torch.clamp), or certify what comes before and after it on its own."
+)
 _KNOWN = "With a known tensor as the other factor it is linear: write it with `@`, `*` or `torch.einsum`."
 _STEEP = "Its slope is unbounded."
 _JUMP = "It jumps, and a jump is steeper than any constant."
-_ATTENTION = "Dot-product attention is not Lipschitz on an unbounded domain (Kim, Papamakarios and Mnih 2021)."
+_ATTENTION = (
+    "Dot-product attention is not Lipschitz on an unbounded domain (Kim, Papamakarios and Mnih 2021)."
+    " Certify what comes before and after it on its own."
+)
 
 _TAMED = "What surrounds it may tame it, which is read only in known activations: write them with torch.nn.functional."
 
 _NOT_ALONE = {
-    _PRODUCT: (
-        "mul matmul mm bmm baddbmm addmm addbmm mv dot vdot inner outer einsum bilinear _trilinear addcmul addr kron"
-    ),
-    "It multiplies one half of its input by a function of the other, which grows without bound.": "glu",
-    "The quotient of two values that depend on the input has an unbounded slope.": "div true_divide divide addcdiv",
     _STEEP: (
         "exp exp2 expm1 special_expm1 log log2 log10 log1p sqrt rsqrt reciprocal square pow tan sinh cosh acos asin "
         "acosh asinh atanh digamma lgamma erfinv logit special_logit prod cumprod float_power atan2"
@@ -30,7 +33,8 @@ _NOT_ALONE = {
         "remainder fmod bucketize isnan isfinite logical_not logical_and logical_or bitwise_not any all nonzero signbit"
     ),
 }
-_NEVER = {
+_BOUNDED = {
+    PRODUCT: "bmm baddbmm addbmm dot vdot inner outer bilinear _trilinear addr kron",
     _ATTENTION: (
         "scaled_dot_product_attention _native_multi_head_attention _scaled_dot_product_flash_attention_for_cpu"
     ),
@@ -40,7 +44,7 @@ _REPLACE = {
     "Keep running statistics (track_running_stats=True), or samples act on each other.": "_native_batch_norm_legit",
 }
 NOT_YET = {
-    "Recurrent layers have no rule.": "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
+    "Only whole recurrent layers have a rule (nn.RNN, nn.LSTM, nn.GRU).": "_thnn_fused_lstm_cell _thnn_fused_gru_cell"
 }
 _DEFAULT = "Certify what comes before and after it on its own (the constants of a composition multiply), or replace it."
 _TABLE: list[tuple[Verdict, dict[str, str]]] = [
@@ -48,7 +52,7 @@ _TABLE: list[tuple[Verdict, dict[str, str]]] = [
         "not yet",
         {f"By itself it has no finite Lipschitz constant: {why} {_TAMED}": of for why, of in _NOT_ALONE.items()},
     ),
-    ("never", _NEVER),
+    ("bounded inputs", _BOUNDED),
     ("replace", _REPLACE),
     ("not yet", NOT_YET),
 ]
@@ -65,7 +69,7 @@ def refusal(operator: str, depending: int = 2) -> tuple[Verdict, str] | None:
         depending: how many of its arguments depend on the input; a product with what is known is no product.
     """
     known = _REASONS.get(operator)
-    return ("not yet", _KNOWN) if known and _PRODUCT in known[1] and depending < 2 else known
+    return ("not yet", _KNOWN) if known and PRODUCT in known[1] and depending < 2 else known
 
 
 def unknown() -> tuple[Verdict, str]:

@@ -14,19 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from lightning_lipschitz.errors import ArgumentError, ExtractionError, NonFiniteError, UnsupportedModuleError
+from lightning_lipschitz.errors import ArgumentError, ExtractionError, NonFiniteError, UnsupportedModuleError, Verdict
 from lightning_lipschitz.extraction.builder import Builder
 from lightning_lipschitz.extraction.constants import exactly
 
 Rule = Callable[..., Any]
 AnyRule = TypeVar("AnyRule", bound=Rule)
 _RULES: dict[str, Rule] = {}
-
-PRODUCT = "By itself the product of two values that both depend on the input grows without bound."
 
 
 def rule(*operators: str) -> Callable[[AnyRule], AnyRule]:
@@ -75,7 +73,7 @@ class Context:
             return self.path
         return ".".join(part for part in (self.path, self.operator) if part)
 
-    def unsupported(self, verdict: Literal["never", "not yet", "replace"], advice: str) -> UnsupportedModuleError:
+    def unsupported(self, verdict: Verdict, advice: str) -> UnsupportedModuleError:
         """The error to raise for what stands here."""
         return UnsupportedModuleError(self.path, self.operator, verdict, f"{advice} {self.line}".strip())
 

@@ -223,10 +223,12 @@ def _graph(
     outputs = [spec for spec in signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
     if len(users) != 1 or len(outputs) != 1 or not exported.call_spec.out_spec.is_leaf():
         _refuse_unread(exported)
+        count = exported.call_spec.out_spec.num_leaves
         raise ExtractionError(
             name,
-            f"it returns {exported.call_spec.out_spec.num_leaves} tensors in a container: several outputs, "
-            "and a bound is for one of them.",
+            "it returns its one output in a container."
+            if count == 1
+            else f"it returns {count} tensors in a container: several outputs, and a bound is for one of them.",
             "Name one with `output=` (position, name or a function of them), or output='all' for their joint norm.",
         )
     node, position = exported.graph.output_node(), signature.output_specs.index(outputs[0])

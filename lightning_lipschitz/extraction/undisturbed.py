@@ -40,8 +40,12 @@ def tensors_of(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def computes_in(model: torch.nn.Module, otherwise: Tensor) -> Tensor:
-    """A tensor of the device and dtype that the model computes in; ``otherwise`` where it has no parameters."""
-    return next((p for p in model.parameters() if p.is_floating_point()), otherwise)
+    """A tensor of the device and dtype that the model computes in; ``otherwise`` where it has no parameters.
+
+    It is the largest parameter: a model of float32 may hold a scalar of float64 that NumPy made, and one of bfloat16
+    the norms of float32.
+    """
+    return max((p for p in model.parameters() if p.is_floating_point()), key=Tensor.numel, default=otherwise)
 
 
 def clean(path: str) -> str:

@@ -42,13 +42,16 @@ def tokens(y):
 
 
 UNREAD = {
-    "squeeze and excitation": ("`mul` is not supported yet", lambda m, y: y * y.mean((2, 3), keepdim=True).sigmoid()),
+    "squeeze and excitation": (
+        "`mul` has a finite Lipschitz constant on bounded inputs only",
+        lambda m, y: y * y.mean((2, 3), keepdim=True).sigmoid(),
+    ),
     "excitation by a layer": ("`mul`", lambda m, y: y * m.gate(y.mean((2, 3))).sigmoid()[:, :, None, None]),
-    "product of two values": ("`mul`", lambda m, y: m.c(y).tanh() * m.c(y).sigmoid()),
+    "product of two values": ("`mul`", lambda m, y: m.c(y).tanh() * m.c(y)),
     "gate of half the channels": ("`glu`", lambda m, y: F.glu(m.last(F.pad(y, (0, 0, 0, 0, 0, 1))), 1)),
     "quotient": ("`div`", lambda m, y: y / (1 + m.c(y).abs())),
     "attention": (
-        "`scaled_dot_product_attention` has no finite",
+        "`scaled_dot_product_attention` has a finite Lipschitz constant on bounded inputs only",
         lambda m, y: F.scaled_dot_product_attention(*[tokens(y)] * 3),
     ),
     "attention by hand": ("`matmul`", lambda m, y: (tokens(y) @ tokens(y).mT).softmax(-1) @ tokens(y)),

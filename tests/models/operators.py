@@ -93,3 +93,74 @@ OPERATORS = {
     "nothing_is_left": of(lambda m, x: x.tanh() - x.tanh().mean(1, keepdim=True), (1,)),
     "sync_batch_norm": (lambda: randomized_norm(nn.SyncBatchNorm, 3), (3, 2)),
 }
+
+
+def stepped(m, x):
+    h = c = torch.zeros(len(x), 3)
+    for t in range(x.shape[1]):
+        h, c = m.a(x[:, t], (h, c))
+    return torch.cat([h, c], 1)
+
+
+def columns_written(m, x):
+    y = torch.zeros(len(x), 6)
+    y[:, [1, 4]] = x[:, :2].tanh()
+    y[:, 2:4] += x[:, 2:4]
+    return y
+
+
+def gru_from(start):
+    """Of two layers and directions, from a state that is not zero."""
+    return of(
+        lambda m, x: m.a(x, torch.full((4, len(x), 2), start))[0],
+        (3, 2),
+        a=lambda: nn.GRU(2, 2, num_layers=2, bidirectional=True, batch_first=True),
+    )
+
+
+ROWS = torch.tensor([0, 2, 2, 1, 0])
+
+# What is Lipschitz because its factors are bounded: its units keep their slopes on what they can read only.
+BOUNDED = {
+    "gate": of(lambda m, x: m.a(x).tanh() * m.b(x).sigmoid(), a=lambda: nn.Linear(5, 3), b=lambda: nn.Linear(5, 3)),
+    "gate_of_channels": of(lambda m, x: x.sin() * x.mean(2, keepdim=True).sigmoid(), (2, 4)),
+    "glu_of_bounded": (lambda: nn.Sequential(nn.Linear(5, 4), nn.Softsign(), nn.GLU()), (5,)),
+    "powers_of_bounded": of(lambda m, x: x.tanh() ** 3 + x.sigmoid().square() + (x.sin() + 2) ** 1.5),
+    "quotient_by_positive": of(lambda m, x: x.sigmoid() / (0.5 + x.sigmoid().sum(1, keepdim=True))),
+    "root_and_logarithm": of(lambda m, x: torch.log(x.abs() + 1) + torch.sqrt(x.relu() + 0.1) + torch.log1p(x.abs())),
+    "exponentials": of(lambda m, x: torch.exp(-x.abs()) + torch.rsqrt(x.abs() + 1) + x.clamp(-1, 2).sinh()),
+    "mixture": of(
+        lambda m, x: (m.a(x).softmax(1) * m.b(x).tanh()).sum(1, keepdim=True),
+        a=lambda: nn.Linear(5, 3),
+        b=lambda: nn.Linear(5, 3),
+    ),
+}
+
+# Recurrent layers, written out over the steps.
+RECURRENT = {
+    "rnn": of(lambda m, x: m.a(x)[0], (3, 2), a=lambda: nn.RNN(2, 3, batch_first=True)),
+    "rnn_relu_time_first": of(
+        lambda m, x: m.a(x.transpose(0, 1))[0][-1], (3, 2), a=lambda: nn.RNN(2, 3, nonlinearity="relu")
+    ),
+    "gru": gru_from(0.0),
+    "gru_started": gru_from(0.4),
+    "lstm": of(lambda m, x: m.a(x)[0], (3, 2), a=lambda: nn.LSTM(2, 3, batch_first=True)),
+    "lstm_last_cell": of(lambda m, x: m.a(x)[1][1][0], (3, 2), a=lambda: nn.LSTM(2, 2, bias=False, batch_first=True)),
+    "lstm_cell": of(stepped, (2, 2), a=lambda: nn.LSTMCell(2, 3)),
+    "gru_cell": of(
+        lambda m, x: m.b(x[:, 1], m.a(x[:, 0])), (2, 2), a=lambda: nn.GRUCell(2, 3), b=lambda: nn.RNNCell(2, 3)
+    ),
+}
+
+BOUNDED |= {name: each for name, each in RECURRENT.items() if not name.startswith("rnn")}
+OPERATORS |= BOUNDED | RECURRENT
+
+# Written and added at known positions.
+OPERATORS |= {
+    "index_add": of(lambda m, x: x.new_zeros(len(x), 3, 2).index_add(1, ROWS, x.tanh(), alpha=0.3), (5, 2)),
+    "scatter_add": of(lambda m, x: x.scatter_add(1, ROWS[None, :4, None].expand(len(x), 4, 1), x.relu()), (5, 2)),
+    "scatter_reduce": of(lambda m, x: x.scatter_reduce(1, ROWS[None].expand(len(x), 5), x.relu(), "sum")),
+    "scatter": of(lambda m, x: x.scatter(1, ROWS[None, 1:2].expand(len(x), 1), 0.5).tanh()),
+    "index_copy": of(lambda m, x: x.index_copy(1, ROWS[2:4], x[:, 3:].tanh())),
+    "columns_written": of(columns_written),
+}

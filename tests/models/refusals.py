@@ -41,13 +41,13 @@ REFUSED = {
     "threshold": refused_module(lambda: mlp(nn.Threshold(0.1, 20.0)), "value = threshold", "never"),
     "softplus_threshold": refused_module(lambda: mlp(nn.Softplus(threshold=1.0)), "20 or more", "never"),
     "celu_negative": refused_module(lambda: mlp(nn.CELU(-1.0)), "negative alpha", "never"),
-    "glu": refused_module(lambda: nn.Sequential(nn.Linear(5, 4), nn.GLU()), "GLU", "not yet"),
+    "glu": refused_module(lambda: nn.Sequential(nn.Linear(5, 4), nn.GLU()), "GLU", "bounded inputs"),
     "exp": refused_function(torch.exp, verdict="not yet", says="`exp`"),
     "square": refused_function(torch.square, verdict="not yet", says="`square`"),
     "pow": refused_function(lambda x: x**2, verdict="not yet", says="`pow`"),
-    "product": refused_function(lambda x: x * x.tanh(), verdict="not yet", says="`mul`"),
+    "product": refused_function(lambda x: x * x.tanh(), verdict="bounded inputs", says="`mul`"),
     "quotient": refused_function(lambda x: x / (1 + x.abs().sum(1, keepdim=True)), verdict="not yet", says="`div`"),
-    "gram": refused_function(lambda x: x @ x.t(), verdict="not yet", says="`matmul`"),
+    "gram": refused_function(lambda x: x @ x.t(), verdict="bounded inputs", says="`matmul`"),
     "sign": refused_function(torch.sign, verdict="not yet", says="`sign`"),
     "round": refused_function(torch.round, verdict="not yet", says="`round`"),
     "floor_divide": refused_function(
@@ -55,7 +55,7 @@ REFUSED = {
     ),
     "comparison": refused_function(lambda x: (x > 0).float() + x, verdict="not yet", says="`gt`"),
     "argmax": refused_function(lambda x: F.one_hot(x.argmax(1), 4).float(), verdict="not yet", says="`argmax`"),
-    "log": refused_function(lambda x: torch.log(x.abs() + 1), verdict="not yet", says="`log`"),
+    "log": refused_function(lambda x: torch.log(x.abs()), verdict="not yet", says="`log`"),
     "sqrt": refused_function(lambda x: torch.sqrt(x.relu()), verdict="not yet", says="`sqrt`"),
     "integer_cast": refused_function(lambda x: x.long().float(), verdict="never", says="int64"),
     "attention": refused_module(
@@ -63,14 +63,16 @@ REFUSED = {
             lambda m, x: m.a(x, x, x, need_weights=False)[0], a=nn.MultiheadAttention(4, 2, batch_first=True)
         ),
         "`a`",
-        "never",
+        "bounded inputs",
         (3, 4),
     ),
     "random_dropout": refused_function(lambda x: F.dropout(x), verdict="replace", says="nn.Dropout"),
     "random_weights": refused_function(lambda x: x + torch.rand(4), error=ExtractionError, says="random"),
     "bits": refused_function(lambda x: x.view(torch.int32).view(torch.float32), verdict="never", says="int32"),
-    "lstm": refused_module(
-        lambda: Lambda(lambda m, x: m.rnn(x)[0], rnn=nn.LSTM(3, 2, batch_first=True)), "`rnn`", shape=(2, 3)
+    "lstm with a projection": refused_module(
+        lambda: Lambda(lambda m, x: m.rnn(x)[0], rnn=nn.LSTM(3, 2, proj_size=1, batch_first=True)),
+        "proj_size",
+        shape=(2, 3),
     ),
     "batch_statistics": refused_module(
         lambda: nn.BatchNorm1d(5, track_running_stats=False), "track_running_stats=True", "replace"
@@ -101,7 +103,7 @@ REFUSED = {
         lambda x: torch.inner(x, torch.ones(4)), verdict="not yet", says="known tensor"
     ),
     "product of stacks": refused_function(
-        lambda x: torch.bmm(x[:, None], x[:, :, None]), verdict="not yet", says="`bmm`"
+        lambda x: torch.bmm(x[:, None], x[:, :, None]), verdict="bounded inputs", says="`bmm`"
     ),
     "batch_size": refused_function(lambda x: x * x.shape[0], error=ExtractionError, says="does not reproduce"),
     "batch_of_one": refused_function(
@@ -115,7 +117,9 @@ REFUSED = {
         lambda: nn.Sequential(torch.jit.script(nn.Linear(5, 2))), error=ExtractionError, says="TorchScript"
     ),
     "two_outputs": refused_function(lambda x: (x, x), error=ExtractionError, says="several outputs"),
-    "dict_output": refused_function(lambda x: {"logits": x}, error=ExtractionError, says="several outputs"),
+    "dict_output": refused_function(
+        lambda x: {"logits": x}, error=ExtractionError, says="its one output in a container"
+    ),
     "lazy": Refused(lambda: nn.LazyLinear(3), error=ExtractionError, says="no values yet"),
     "numpy": refused_function(lambda x: torch.as_tensor(x.numpy() * 2), error=ExtractionError, says="refusals.py"),
 }
@@ -123,10 +127,14 @@ REFUSED = {
 
 # Of the kinds in the zoo.
 REFUSED |= {
-    "GRU cell step": refused_module(lambda: Lambda(lambda m, x: m.c(x), c=nn.GRUCell(3, 4)), "`c`", shape=(3,)),
-    "gated step by hand": refused_function(lambda x: torch.sigmoid(x) * x.tanh(), verdict="not yet", says="`mul`"),
+    "gated step by hand": refused_function(
+        lambda x: torch.sigmoid(x) * (1 + x), verdict="bounded inputs", says="`mul`"
+    ),
     "transformer encoder": Refused(
-        lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), (3, 4), verdict="never", says="attention"
+        lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True),
+        (3, 4),
+        verdict="bounded inputs",
+        says="attention",
     ),
     "too large": Refused(
         lambda: resnet18(64), (3, 32, 32), error=ModelSizeError, says="as explicit matrices it is too large"
@@ -135,7 +143,7 @@ REFUSED |= {
     "RMS norm of the dtype": refused_module(lambda: nn.RMSNorm(5), "eps", "replace"),
     "bicubic": refused_module(lambda: nn.Upsample(scale_factor=2, mode="bicubic"), "Upsample", shape=(1, 3, 3)),
     "squeeze and excitation": refused_function(
-        lambda x: x * torch.sigmoid(x.mean(1, keepdim=True)), verdict="not yet", says="`mul`"
+        lambda x: x * torch.sigmoid(x.mean(1, keepdim=True)), verdict="bounded inputs", says="two numbers"
     ),
     "positions of a maximum": refused_function(lambda x: x.max(1).indices.float(), verdict="never", says="Positions"),
 }

@@ -2,11 +2,14 @@
 
 from lightning_lipschitz.extraction.rules import (  # noqa: F401 - they register the rules
     activation,
+    bounded,
     convolution,
     interpolation,
     linear,
     movement,
     normalisation,
     pooling,
+    recurrent,
+    scatter,
     vectors,
 )

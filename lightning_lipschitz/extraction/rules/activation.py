@@ -11,7 +11,9 @@ import torch
 
 from lightning_lipschitz.extraction.constants import resolution
 from lightning_lipschitz.extraction.functions import SCALED, leaky, of_activation
+from lightning_lipschitz.extraction.intervals import VALUES
 from lightning_lipschitz.extraction.registry import Context, rule
+from lightning_lipschitz.extraction.rules.bounded import product
 from lightning_lipschitz.extraction.rules.linear import scaled
 from lightning_lipschitz.extraction.slopes import NotLipschitzError, activations
 from lightning_lipschitz.extraction.value import Layout, Value, broadcast
@@ -19,35 +21,51 @@ from lightning_lipschitz.graph import Elementwise, Extremum
 from lightning_lipschitz.graph.arrays import Array
 
 
-def _register(operator: str, table: Callable[..., tuple[float, float]]) -> None:
-    function = of_activation(operator)
+def activation(context: Context, operator: str, x: Value, *args: Any, **kwargs: Any) -> Value:
+    """An activation of the table of slopes, by its operator and that operator's arguments."""
+    table, function = activations()[operator], of_activation(operator)
+    try:
+        slopes = table(*args, **kwargs, **resolution(context, table))
+        values = VALUES[operator](*args, **kwargs) if operator in VALUES else None
+    except NotLipschitzError as error:
+        raise context.unsupported("never", str(error)) from None
+    return _uniform(context, x, slopes, lambda y: function(y, *args, **kwargs), values)
 
+
+def _register(operator: str) -> None:
     @rule(operator)
     def elementwise(context: Context, x: Value, *args: Any, **kwargs: Any) -> Value:
-        try:
-            alpha, beta = table(*args, **kwargs, **resolution(context, table))
-        except NotLipschitzError as error:
-            raise context.unsupported("never", str(error)) from None
-        return _uniform(context, x, alpha, beta, lambda y: function(y, *args, **kwargs))
+        return activation(context, operator, x, *args, **kwargs)
 
 
 def _uniform(
-    context: Context, x: Value, alpha: float, beta: float, function: Callable[[torch.Tensor], torch.Tensor]
+    context: Context,
+    x: Value,
+    slopes: tuple[float, float],
+    function: Callable[[torch.Tensor], torch.Tensor],
+    values: tuple[float, float] | None,
 ) -> Value:
     """One kind of unit everywhere, so that it does not matter where the entries lie."""
     if not x.index.numel():
         return x
     x = context.builder.compact(x)
+    alpha, beta = slopes
     if alpha == beta:  # affine, and its own multiple
         shift = function(torch.zeros((), dtype=torch.float64))
         return scaled(context, x, torch.tensor(alpha, dtype=torch.float64), 0.0, shift if torch.any(shift) else None)
-    slopes = (np.array(alpha), np.array(beta))
-    node = Elementwise(sources=(x.node,), size=x.size, alpha=slopes[0], beta=slopes[1], name=context.name)
-    return Value(context.builder.add(node, None, function), x.size, x.index, x.batch)
+    node = Elementwise(sources=(x.node,), size=x.size, alpha=np.array(alpha), beta=np.array(beta), name=context.name)
+    return Value(context.builder.add(node, None, function, values), x.size, x.index, x.batch)
 
 
-for _operator, _table in activations().items():
-    _register(_operator, _table)
+for _operator in activations():
+    _register(_operator)
+
+
+@rule("glu")
+def glu(context: Context, x: Value, dim: int = -1) -> Value:
+    """One half times the logistic function of the other."""
+    half, gate = (x.moved(each) for each in x.index.chunk(2, dim))
+    return product(context, half, activation(context, "sigmoid", gate))
 
 
 @rule("prelu", "_prelu_kernel")
@@ -91,12 +109,17 @@ def _aligned(context: Context, x: Value, constant: Any) -> tuple[int, Layout, Ar
 
 
 def _units(
-    context: Context, number: int, layout: Layout, slopes: tuple[Array, Array], function: Callable[..., torch.Tensor]
+    context: Context,
+    number: int,
+    layout: Layout,
+    slopes: tuple[Array, Array],
+    function: Callable[..., torch.Tensor],
+    values: tuple[Array, Array] | None = None,
 ) -> Value:
     """Units that differ from entry to entry."""
     alpha, beta = slopes
     node = Elementwise(sources=(number,), size=len(alpha), alpha=alpha, beta=beta, name=context.name)
-    return layout.place(context.builder.add(node, None, function))
+    return layout.place(context.builder.add(node, None, function, values))
 
 
 @rule("clamp", "clip")
@@ -113,7 +136,12 @@ def clamp(context: Context, x: Value, min: Any = None, max: Any = None) -> Value
     lower, upper = layout.per_sample(low), layout.per_sample(high)
     bounds = torch.from_numpy(lower), torch.from_numpy(upper)
     slopes = np.zeros_like(lower), (lower < upper).astype(np.float64)
-    return _units(context, number, layout, slopes, lambda y: torch.clamp(y, *(b.to(y.device) for b in bounds)))
+    values = np.minimum(lower, upper), upper  # where they cross, the upper one is given
+
+    def run(y: torch.Tensor) -> torch.Tensor:
+        return torch.clamp(y, *(each.to(y.device) for each in bounds))
+
+    return _units(context, number, layout, slopes, run, values)
 
 
 @rule("clamp_min")

@@ -14,7 +14,8 @@ import numpy as np
 
 from lightning_lipschitz.errors import ArgumentError
 from lightning_lipschitz.extraction.images import require_batch, spread
-from lightning_lipschitz.extraction.registry import PRODUCT, Context, rule
+from lightning_lipschitz.extraction.refusals import PRODUCT
+from lightning_lipschitz.extraction.registry import Context, rule
 from lightning_lipschitz.extraction.value import Layout, SampleMixing, Value
 from lightning_lipschitz.graph import Convolution
 
@@ -77,7 +78,7 @@ def any_convolution(
 ) -> Value:
     """The operator behind all of them."""
     if isinstance(weight, Value):
-        raise context.unsupported("not yet", PRODUCT)
+        raise context.unsupported("bounded inputs", PRODUCT)
     require_batch(x.index, weight)
     kernel = context.constant(weight).numpy()
     taps = kernel.shape[2:]

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from lightning_lipschitz.certificate.floating_point import UNIT_ROUNDOFF, frobenius, product_up
-from lightning_lipschitz.extraction.registry import PRODUCT, Context, rule
+from lightning_lipschitz.extraction.refusals import PRODUCT
+from lightning_lipschitz.extraction.registry import Context, rule
+from lightning_lipschitz.extraction.rules.bounded import product, reciprocal
 from lightning_lipschitz.extraction.value import Value, broadcast
 from lightning_lipschitz.graph import Along, Scaling, Sum
 from lightning_lipschitz.graph.arrays import Array
@@ -48,9 +50,9 @@ def rsub(context: Context, x: Any, y: Any, alpha: float = 1) -> Value:
 
 @rule("mul", "multiply")
 def mul(context: Context, x: Any, y: Any) -> Value:
-    """A product with a known tensor."""
+    """A product with a known tensor, or of two values that stay in known intervals."""
     if isinstance(x, Value) and isinstance(y, Value):
-        raise context.unsupported("not yet", PRODUCT)
+        return product(context, x, y)
     x, y = (x, y) if isinstance(x, Value) else (y, x)
     return scaled(context, x, context.constant(y))
 
@@ -77,13 +79,11 @@ def scaled(
 
 @rule("div", "divide", "true_divide")
 def div(context: Context, x: Any, y: Any, rounding_mode: str | None = None) -> Value:
-    """A quotient by a known tensor."""
-    if isinstance(y, Value):
-        raise context.unsupported(
-            "not yet", "By itself a quotient by a value that depends on the input has an unbounded slope."
-        )
+    """A quotient by a known tensor, or by a value that stays away from zero."""
     if rounding_mode is not None:
         raise context.unsupported("not yet", "By itself it jumps, and a jump is steeper than any constant.")
+    if isinstance(y, Value):
+        return mul(context, x, reciprocal(context, y))
     divisors = context.constant(y)
     exact = bool(torch.all(torch.frexp(divisors).mantissa.abs() == 0.5))
     return scaled(context, x, context.constant(1.0 / divisors), 0.0 if exact else UNIT_ROUNDOFF)
@@ -188,7 +188,7 @@ def along_axes(context: Context, x: Value, matrices: Sequence[Array], relative: 
 def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Value:
     """``x W' + b`` along the last dimension."""
     if isinstance(weight, Value) or isinstance(bias, Value):
-        raise context.unsupported("not yet", PRODUCT)
+        raise context.unsupported("bounded inputs", PRODUCT)
     rows = context.constant(weight).numpy()
     offsets = None if bias is None else np.broadcast_to(context.constant(bias).numpy(), rows.shape[:1])
     return apply_weight(context, x, rows, offsets)
@@ -198,7 +198,7 @@ def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Value:
 def matmul(context: Context, x: Any, y: Any) -> Value:
     """A product with a known matrix or vector, on either side."""
     if isinstance(x, Value) and isinstance(y, Value):
-        raise context.unsupported("not yet", PRODUCT)
+        raise context.unsupported("bounded inputs", PRODUCT)
     known = context.constant(y if isinstance(x, Value) else x).numpy()
     if known.ndim > 2:
         advice = "A product with a known stack of matrices has no rule; use a single matrix."
@@ -270,7 +270,7 @@ def einsum(context: Context, equation: str, operands: list[Any], path: Any = Non
     labels = left.split(",")
     traced = [isinstance(each, Value) for each in operands]
     if sum(traced) > 1:
-        raise context.unsupported("not yet", PRODUCT)
+        raise context.unsupported("bounded inputs", PRODUCT)
     a, b = (labels[traced.index(True)], labels[traced.index(False)]) if len(operands) == 2 else ("", "")
     inner, outer = [each for each in b if each in a], [each for each in b if each not in a]
     kept = [each for each in a if each not in b]

@@ -38,6 +38,7 @@ def on_vectors(
     *,
     scalar: bool = False,
     parameters: tuple[torch.Tensor, ...] = (),
+    values: tuple[float, float] | None = None,
 ) -> Value:
     """``function`` of every vector along the last dimension.
 
@@ -48,6 +49,7 @@ def on_vectors(
         function: maps (..., width) to (..., width), or to (..., 1) when ``scalar``.
         scalar: whether the result has no last dimension.
         parameters: tensors of the shape of ``x``, handed to ``function``.
+        values: between which numbers the results lie; by default it is worked out.
     """
     number, layout = context.builder.laid(x, vector=True)
     rows, width = layout.entries.shape
@@ -61,7 +63,7 @@ def on_vectors(
     node = VectorUnits(
         sources=(number,), size=size, alpha=alpha, beta=beta, width=width, scalar=scalar, name=context.name
     )
-    return layout.place(context.builder.add(node, None, run), *(() if scalar else (width,)))
+    return layout.place(context.builder.add(node, None, run, values), *(() if scalar else (width,)))
 
 
 def vector_length(y: torch.Tensor) -> torch.Tensor:
@@ -89,7 +91,7 @@ def softmax(context: Context, x: Value, dim: int, dtype: Any = None) -> Value:
 
     By Gershgorin: row i sums to p_i (1 - p_i) + p_i sum_{j != i} p_j = 2 p_i (1 - p_i) <= 1/2 in absolute value.
     """
-    return _back(on_vectors(context, _last(x, dim), (0.0, 0.5), lambda y: torch.softmax(y, -1)), dim)
+    return _back(on_vectors(context, _last(x, dim), (0.0, 0.5), lambda y: torch.softmax(y, -1), values=(0.0, 1.0)), dim)
 
 
 @rule("log_softmax", "_log_softmax")
