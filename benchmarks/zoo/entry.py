@@ -1,0 +1,30 @@
+"""One published model: where it comes from, how it is made and how a user of it would certify it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of a package.
+
+    Args:
+        package: name on PyPI; the page names its version.
+        name: what the package calls the model, with its size where that is not the published one.
+        make: returns the model and one example of its input, with the package imported inside.
+        arguments: of :func:`lightning_lipschitz.certify` beside the model and the example.
+        unbounded: why no bound for all inputs exists ("attention", "gate"), where that is so.
+        small: whether a training of two epochs with it is a matter of seconds.
+    """
+
+    package: str
+    name: str
+    make: Callable[[], tuple[nn.Module, Any]]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    unbounded: str = ""
+    small: bool = False
