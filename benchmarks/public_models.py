@@ -1,6 +1,7 @@
 """Models that other people published, with random weights: read, certified, or refused with the reason.
 
-Every model is tried in a process of its own under a limit. `--only TEXT` takes the models whose line holds the text.
+Every model is tried in a process of its own under a limit. `--only TEXT` takes the models whose line holds the text;
+`--attach` trains the small ones for two epochs with `LipschitzCallback` and `CLIPMixin` in place of certifying them.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from typing import Any
 
 import torch
 from common import markdown, parser, publish
-from zoo import ENTRIES
+from zoo import ENTRIES, attach
 from zoo.entry import Entry
 
 import lightning_lipschitz as ll
 
 #: Seconds that the search for a bound may take, and those after which a model counts as too slow.
 LIMIT, TOO_SLOW = 60.0, 150.0
+
+HEADER = ("model", "bound", "steepest pair found", "ratio", "method", "seconds", "refused, because")
 
 
 def certified(entry: Entry) -> dict[str, Any]:
@@ -47,12 +50,12 @@ def certified(entry: Entry) -> dict[str, Any]:
     }
 
 
-def alone(index: int) -> dict[str, Any]:
+def alone(index: int, *options: str) -> dict[str, Any]:
     """What a process of its own answers for one model."""
     start = time.perf_counter()
     try:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", __file__, "--one", str(index)],
+            [sys.executable, "-W", "ignore", __file__, "--one", str(index), *options],
             capture_output=True,
             text=True,
             timeout=TOO_SLOW,
@@ -76,46 +79,64 @@ def row(entry: Entry, answer: dict[str, Any]) -> list[str]:
     return [name, "", "", "", "", f"{answer['seconds']:.1f}", sentence.replace("\n", " ").replace("|", "/")]
 
 
-def summary(entries: Sequence[Entry], answers: Sequence[dict[str, Any]]) -> str:
-    packages = sorted({entry.package for entry in entries})
-    versions = []
-    for package in packages:
+def versions(entries: Sequence[Entry]) -> str:
+    found = []
+    for package in sorted({entry.package for entry in entries}):
         try:
-            versions.append(f"{package} {version(package)}")
+            found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
-            versions.append(f"{package} (not installed)")
+            found.append(f"{package} (not installed)")
+    return f"Versions: {', '.join(found)}."
+
+
+def summary(entries: Sequence[Entry], answers: Sequence[dict[str, Any]]) -> str:
     bounded = [a for e, a in zip(entries, answers, strict=True) if not e.unbounded]
     proved = sum("bound" in a for a in bounded)
     above = sum(a["slope"] > a["bound"] for a in answers if "bound" in a)
     return (
         f"{len(entries)} models; {proved} of the {len(bounded)} without attention and products of unbounded values are"
-        f" certified; {above} slopes above their bounds. Versions: {', '.join(versions)}."
+        f" certified; {above} slopes above their bounds."
     )
+
+
+def answer_one(entry: Entry, training: bool) -> None:
+    """Prints a line of JSON, whatever happens in the package or the library."""
+    warnings.simplefilter("ignore")
+    try:
+        print(json.dumps(attach.attached(entry) if training else certified(entry)))
+    except Exception as error:
+        print(json.dumps({"crash": f"{type(error).__name__}: {error}"[:400], "seconds": 0.0}))
+        traceback.print_exc()
 
 
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--one", type=int, help="only the model of this number; answers as JSON")
     arguments.add_argument("--only", default="", help="models whose package and name hold this text")
+    arguments.add_argument("--attach", action="store_true", help="train the small models with callback and mixin")
     chosen = arguments.parse_args()
     if chosen.one is not None:
-        warnings.simplefilter("ignore")
-        try:
-            print(json.dumps(certified(ENTRIES[chosen.one])))
-        except Exception as error:
-            print(json.dumps({"crash": f"{type(error).__name__}: {error}"[:400], "seconds": 0.0}))
-            traceback.print_exc()
-        return
+        return answer_one(ENTRIES[chosen.one], chosen.attach)
     picked = [(k, e) for k, e in enumerate(ENTRIES) if chosen.only in f"{e.package}: {e.name}"]
+    if chosen.attach:
+        picked = [(k, e) for k, e in picked if e.small]
+    line, options = (attach.row, ["--attach"]) if chosen.attach else (row, [])
     answers = []
     for index, entry in picked:
-        answers.append(alone(index))
-        print(" | ".join(row(entry, answers[-1])), flush=True)
+        answers.append(alone(index, *options))
+        print(" | ".join(line(entry, answers[-1])), flush=True)
     entries = [entry for _, entry in picked]
-    header = ("model", "bound", "steepest pair found", "ratio", "method", "seconds", "refused, because")
-    rows = [row(entry, answer) for entry, answer in zip(entries, answers, strict=True)]
-    text = markdown("Public models", header, rows, summary(entries, answers))
-    publish("public_models", text, chosen.write)
+    rows = [line(entry, answer) for entry, answer in zip(entries, answers, strict=True)]
+    if chosen.attach:
+        name, title, header, note = (
+            "public_models_attached",
+            "Public models in training",
+            attach.HEADER,
+            attach.summary(answers),
+        )
+    else:
+        name, title, header, note = "public_models", "Public models", HEADER, summary(entries, answers)
+    publish(name, markdown(title, header, rows, f"{note} {versions(entries)}"), chosen.write)
 
 
 if __name__ == "__main__":

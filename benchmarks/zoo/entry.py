@@ -19,7 +19,7 @@ class Entry:
         make: returns the model and one example of its input, with the package imported inside.
         arguments: of :func:`lightning_lipschitz.certify` beside the model and the example.
         unbounded: why no bound for all inputs exists ("attention", "gate"), where that is so.
-        small: whether a training of two epochs with it is a matter of seconds.
+        small: whether it takes one tensor, and two short epochs with it are a matter of seconds.
     """
 
     package: str

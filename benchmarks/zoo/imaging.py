@@ -36,12 +36,13 @@ STEPS = {"channels": (8, 16, 32), "strides": (2, 2)}
 MONAI = [
     Entry("monai", "UNet, 1x32x32", _monai("UNet", 1, 32, 32, **FLAT, **STEPS)),
     Entry("monai", "UNet(norm=BATCH), 1x32x32", _monai("UNet", 1, 32, 32, **FLAT, **STEPS, norm="BATCH"), small=True),
-    Entry("monai", "BasicUNet(norm=batch), 1x32x32", _monai("BasicUNet", 1, 32, 32, **FLAT, norm="batch")),
-    Entry("monai", "SegResNet, 1x32x32", _monai("SegResNet", 1, 32, 32, **FLAT, init_filters=8)),
+    Entry("monai", "BasicUNet(norm=batch), 1x32x32", _monai("BasicUNet", 1, 32, 32, **FLAT, norm="batch"), small=True),
+    Entry("monai", "SegResNet, 1x32x32", _monai("SegResNet", 1, 32, 32, **FLAT, init_filters=8), small=True),
     Entry(
         "monai",
         "AutoEncoder(norm=BATCH), 1x32x32",
         _monai("AutoEncoder", 1, 32, 32, **FLAT, channels=(8, 16), strides=(2, 2), norm="BATCH"),
+        small=True,
     ),
     Entry(
         "monai",
@@ -58,6 +59,7 @@ MONAI = [
             filters=[8, 16, 32],
             norm_name="batch",
         ),
+        small=True,
     ),
     Entry("monai", "DenseNet121, 1x32x32", _monai("DenseNet121", 1, 32, 32, **FLAT)),
     Entry(
@@ -86,6 +88,7 @@ MONAI = [
         "monai",
         "Critic, 1x32x32",
         _monai("Critic", 1, 32, 32, in_shape=(1, 32, 32), channels=(4, 8, 16), strides=(2, 2, 2)),
+        small=True,
     ),
     Entry(
         "monai",
@@ -132,14 +135,14 @@ DEEPINV = [
         small=True,
     ),
     Entry("deepinv", "DnCNN(depth=7), 3x64x64", _deepinv("DnCNN", 3, 64, 64, depth=7, pretrained=None)),
-    Entry("deepinv", "UNet, 3x32x32", _deepinv("UNet", 3, 32, 32, in_channels=3, out_channels=3, scales=3)),
+    Entry("deepinv", "UNet, 3x32x32", _deepinv("UNet", 3, 32, 32, in_channels=3, out_channels=3, scales=3), small=True),
     Entry(
         "deepinv",
         "DRUNet, 1x16x16",
         _deepinv("DRUNet", 1, 16, 16, level=True, in_channels=1, out_channels=1, pretrained=None),
         {"input": 0},
     ),
-    Entry("deepinv", "AutoEncoder", _deepinv("AutoEncoder", 64, dim_input=64)),
+    Entry("deepinv", "AutoEncoder", _deepinv("AutoEncoder", 64, dim_input=64), small=True),
     Entry(
         "deepinv",
         "FFDNet, 1x16x16",
@@ -147,12 +150,18 @@ DEEPINV = [
         {"input": 0},
     ),
     Entry("deepinv", "DCGANDiscriminator, 3x64x64", _deepinv("DCGANDiscriminator", 3, 64, 64, nc=3)),
-    Entry("deepinv", "DCGANGenerator", _deepinv("DCGANGenerator", 100, 1, 1, output_size=64, nz=100, ngf=16, nc=3)),
-    Entry("deepinv", "SRResNet, 3x16x16", _deepinv("SRResNet", 3, 16, 16, pretrained=None)),
+    Entry(
+        "deepinv",
+        "DCGANGenerator",
+        _deepinv("DCGANGenerator", 100, 1, 1, output_size=64, nz=100, ngf=16, nc=3),
+        small=True,
+    ),
+    Entry("deepinv", "SRResNet, 3x16x16", _deepinv("SRResNet", 3, 16, 16, pretrained=None), small=True),
     Entry(
         "deepinv",
         "PatchGANDiscriminator, 3x32x32",
         _deepinv("PatchGANDiscriminator", 3, 32, 32, input_nc=3, ndf=16, n_layers=2),
+        small=True,
     ),
     Entry("deepinv", "ICNN, 1x16x16", _deepinv("ICNN", 1, 16, 16, in_channels=1, num_filters=8), unbounded="square"),
     Entry("deepinv", "Restormer, 3x16x16", _deepinv("Restormer", 3, 16, 16, pretrained=None), unbounded="attention"),

@@ -162,8 +162,10 @@ def _invertible() -> Made:
 
 
 ENTRIES = [
-    Entry("normflows", "LipschitzMLP", _flow(lambda n: n.nets.LipschitzMLP([4, 16, 16, 4]), 4)),
-    Entry("normflows", "LipschitzCNN, 3x8x8", _flow(lambda n: n.nets.LipschitzCNN([3, 8, 3], [3, 3]), 3, 8, 8)),
+    Entry("normflows", "LipschitzMLP", _flow(lambda n: n.nets.LipschitzMLP([4, 16, 16, 4]), 4), small=True),
+    Entry(
+        "normflows", "LipschitzCNN, 3x8x8", _flow(lambda n: n.nets.LipschitzCNN([3, 8, 3], [3, 3]), 3, 8, 8), small=True
+    ),
     Entry(
         "normflows",
         "Residual(LipschitzMLP).forward",
@@ -176,20 +178,20 @@ ENTRIES = [
     Entry("normflows", "ResidualNet", _flow(lambda n: n.nets.ResidualNet(4, 4, 16), 4), small=True),
     Entry("FrEIA", "GLOWCouplingBlock x 2", _invertible, {"output": 0}, unbounded="gate"),
     Entry("deel-torchlip", "dense, exported", _torchlip(True, False), small=True),
-    Entry("deel-torchlip", "dense, as it is", _torchlip(False, False)),
-    Entry("deel-torchlip", "convolution, exported", _torchlip(True, True)),
-    Entry("deel-torchlip", "convolution, as it is", _torchlip(False, True)),
-    Entry("monotonicnetworks", "MonotonicWrapper", _monotonic),
-    Entry("torch", "spectral_norm critic, 3x32x32", _spectral_critic),
+    Entry("deel-torchlip", "dense, as it is", _torchlip(False, False), small=True),
+    Entry("deel-torchlip", "convolution, exported", _torchlip(True, True), small=True),
+    Entry("deel-torchlip", "convolution, as it is", _torchlip(False, True), small=True),
+    Entry("monotonicnetworks", "MonotonicWrapper", _monotonic, small=True),
+    Entry("torch", "spectral_norm critic, 3x32x32", _spectral_critic, small=True),
     Entry("siren-pytorch", "SirenNet", _siren, small=True),
-    Entry("pykan", "KAN [2, 5, 1]", _kan),
-    Entry("pytorch-tcn", "TCN", _tcn),
+    Entry("pykan", "KAN [2, 5, 1]", _kan, small=True),
+    Entry("pytorch-tcn", "TCN", _tcn, small=True),
     Entry("mlp-mixer-pytorch", "MLPMixer, 3x32x32", _mixer, small=True),
-    Entry("neuraloperator", "FNO 1-d", _fno),
+    Entry("neuraloperator", "FNO 1-d", _fno, small=True),
     Entry("torch", "RNN, 6 steps", _rnn("RNN"), {"output": 0}),
     Entry("torch", "GRU, 6 steps", _rnn("GRU"), {"output": 0}),
     Entry("torch", "LSTM, 6 steps", _rnn("LSTM"), {"output": 0}),
-    Entry("torch-geometric", "GCNConv x 2, fixed graph", _graph("GCNConv")),
-    Entry("torch-geometric", "SAGEConv x 2, fixed graph", _graph("SAGEConv")),
+    Entry("torch-geometric", "GCNConv x 2, fixed graph", _graph("GCNConv"), small=True),
+    Entry("torch-geometric", "SAGEConv x 2, fixed graph", _graph("SAGEConv"), small=True),
     Entry("onnx2torch", "convolutional network", _onnx, small=True),
 ]
