@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from common import markdown, parser, publish
 from zoo import ENTRIES, attach
-from zoo.entry import Entry
+from zoo.entry import Entry, reason
 
 import lightning_lipschitz as ll
+from lightning_lipschitz.errors import LipschitzError
 
 #: Seconds that the search for a bound may take, and those after which a model counts as too slow.
 LIMIT, TOO_SLOW = 60.0, 150.0
@@ -37,7 +38,7 @@ def certified(entry: Entry) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         certificate = ll.certify(model, x, time_limit=LIMIT, throw=False, **entry.arguments)
-    except ll.LipschitzError as error:
+    except LipschitzError as error:
         return {"refusal": str(error), "kind": type(error).__name__, "seconds": time.perf_counter() - start}
     seconds = time.perf_counter() - start
     found = ll.lower_bound(model, x, steps=10, pairs=2, **entry.arguments).value
@@ -75,8 +76,7 @@ def row(entry: Entry, answer: dict[str, Any]) -> list[str]:
         bound, slope = answer["bound"], answer["slope"]
         ratio = f"{bound / slope:.3g}" if slope else ""
         return [name, f"{bound:.4g}", f"{slope:.4g}", ratio, answer["method"], f"{answer['seconds']:.1f}", ""]
-    sentence = answer.get("refusal") or answer.get("crash", "")
-    return [name, "", "", "", "", f"{answer['seconds']:.1f}", sentence.replace("\n", " ").replace("|", "/")]
+    return [name, "", "", "", "", f"{answer['seconds']:.1f}", reason(answer)]
 
 
 def versions(entries: Sequence[Entry]) -> str:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_lipschitz as ll
-from zoo.entry import Entry
+from lightning_lipschitz.errors import LipschitzError
+from zoo.entry import Entry, reason
 
 EPOCHS, BATCHES, BATCH_SIZE = 2, 4, 4
 
@@ -27,7 +28,7 @@ HEADER = (
     "same train flags",
     "seconds",
     "seconds without",
-    "did not end, because",
+    "remark",
 )
 
 
@@ -106,7 +107,7 @@ def attached(entry: Entry) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         module, logger, seconds = fitted(entry, Clipped, ll.LipschitzCallback(every_n_epochs=1, time_limit=10))
-    except ll.LipschitzError as error:
+    except LipschitzError as error:
         return {"refusal": str(error), "seconds": time.perf_counter() - start}
     return {
         "upper": logger.values("lipschitz/upper_bound"),
@@ -116,18 +117,26 @@ def attached(entry: Entry) -> dict[str, Any]:
         "flags": [m.training for m in plain.modules()] == [m.training for m in module.modules()],
         "seconds": seconds,
         "without": without,
+        "usable": finite_outputs(plain, entry),
     }
+
+
+@torch.no_grad()
+def finite_outputs(module: nn.Module, entry: Entry) -> bool:
+    """Whether the model is of any use as its users run it, in eval mode: batch norms may have drifted too far."""
+    _, example = entry.make()
+    return bool(module.eval()(example).isfinite().all())
 
 
 def row(entry: Entry, answer: dict[str, Any]) -> list[str]:
     name = f"{entry.package}: {entry.name}"
     if "upper" not in answer:
-        sentence = answer.get("refusal") or answer.get("crash", "")
-        return [name, *[""] * 6, f"{answer['seconds']:.1f}", "", sentence.replace("\n", " ").replace("|", "/")]
+        return [name, *[""] * 6, f"{answer['seconds']:.1f}", "", reason(answer)]
+    remark = "" if answer["usable"] else "trained without them too, its outputs in eval mode are not finite"
     upper = [f"{value:.4g}" for value in answer["upper"]]
     lower, clip = (f"{answer[key][-1]:.4g}" if answer[key] else "" for key in ("lower", "clip"))
     same = ["yes" if answer[key] else "no" for key in ("keys", "flags")]
-    return [name, *(upper + [""] * EPOCHS)[:EPOCHS], lower, clip, *same, *_seconds(answer), ""]
+    return [name, *(upper + [""] * EPOCHS)[:EPOCHS], lower, clip, *same, *_seconds(answer), remark]
 
 
 def _seconds(answer: dict[str, Any]) -> list[str]:

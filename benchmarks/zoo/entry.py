@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,3 +29,9 @@ class Entry:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     unbounded: str = ""
     small: bool = False
+
+
+def reason(answer: Mapping[str, Any]) -> str:
+    """Why there is no bound, fit for a cell of a table; files are named from their package on, wherever it lies."""
+    sentence = str(answer.get("refusal") or answer.get("crash", ""))
+    return re.sub(r"\S*site-packages/", "", sentence.replace("\n", " ").replace("|", "/"))
