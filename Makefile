@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # One thread a process: the workers of the test run, and small matrices, lose by more.
 ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test test-all docs lint format clean
+.PHONY: demo test test-all docs zoo lint format clean
 
 demo: $(VENV)/ready
 	$(ENVIRONMENT) $(BIN)/lightning-lipschitz demo
@@ -25,6 +25,11 @@ test-all: $(VENV)/ready
 
 docs: $(VENV)/ready
 	$(BIN)/mkdocs build --strict
+
+# torch stands in the same line, as pip would else take the newest torchvision and the torch that it is built for.
+zoo: $(VENV)/ready
+	$(BIN)/pip install --quiet $(TORCH) --editable '.[zoo]'
+	$(ENVIRONMENT) $(BIN)/python benchmarks/public_models.py --write
 
 lint: $(VENV)/ready
 	$(BIN)/pip install --quiet ruff mypy
