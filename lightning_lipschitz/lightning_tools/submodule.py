@@ -39,18 +39,24 @@ class Choice:
         """Choice in the arguments of a callback."""
         return cls(callback.module, callback.input, callback.output)
 
-    def check(self, owner: str) -> Choice:
+    def check(self, owner: str, prefix: str = "") -> Choice:
         """Itself, if these can be names and positions.
+
+        Args:
+            owner: the class whose arguments they are.
+            prefix: of their names there.
 
         Raises:
             MisconfigurationException: naming the argument.
         """
-        require(isinstance(self.module, str), owner, "module", self.module, "the dotted name of a submodule")
+        require(isinstance(self.module, str), owner, f"{prefix}module", self.module, "the dotted name of a submodule")
         named = _is_place(self.input) or self.input is None
-        require(named, owner, "input", self.input, "the position (an int >= 0) or the name of an input, or None")
+        require(
+            named, owner, f"{prefix}input", self.input, "the position (an int >= 0) or the name of an input, or None"
+        )
         accepted = "the position (an int >= 0) or the name of an output, 'all', a function of the outputs, or None"
         named = _is_place(self.output) or self.output is None
-        require(named or _is_function(self.output), owner, "output", self.output, accepted)
+        require(named or _is_function(self.output), owner, f"{prefix}output", self.output, accepted)
         return self
 
     def check_input(self, target: nn.Module, owner: str) -> None:

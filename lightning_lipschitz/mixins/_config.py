@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from lightning_lipschitz._lightning import MisconfigurationException
+from lightning_lipschitz.extraction import Input, Output
 from lightning_lipschitz.functional.clip import Start
 from lightning_lipschitz.lightning_tools.arguments import (
     require,
@@ -16,6 +17,7 @@ from lightning_lipschitz.lightning_tools.arguments import (
     require_flag,
     require_positive,
 )
+from lightning_lipschitz.lightning_tools.submodule import Choice
 
 _OWNER = "CLIPMixin"
 PREFIX = "clip_"
@@ -39,6 +41,10 @@ class ClipConfig:
         p_in, p_out: norms of the quotient's denominator and numerator, from 1 to infinity.
         within: range that inputs are clamped to, or None.
         module: dotted name of the submodule whose slope counts; "" for ``forward``, or the only child if there is none.
+        input: position or name of the one of several inputs whose slope counts; the others are held at the values of
+            the batch's first sample. ``clip_inputs`` returns all of them then: by default as many of the batch's
+            tensors as the forward takes.
+        output: position or name of one of several outputs, "all" for all as one vector, or a function of them.
         metric: logged key that the weight follows, by the discrepancy principle; None for a fixed weight.
         target: the weight rises while the metric is better than this, and falls while it is worse.
         mode: "max" where more is better, as for accuracy; "min", as for a loss.
@@ -62,6 +68,8 @@ class ClipConfig:
     p_out: float = 2.0
     within: tuple[float, float] | None = None
     module: str = ""
+    input: Input = None
+    output: Output = None
     metric: str | None = None
     target: float | None = None
     mode: Literal["max", "min"] = "max"
@@ -90,7 +98,7 @@ class ClipConfig:
         require_choice(_OWNER, PREFIX + "start", self.start, ("noise", "halves", "random"))
         require_choice(_OWNER, PREFIX + "mode", self.mode, ("max", "min"))
         require(self.factor > 1 and math.isfinite(self.factor), _OWNER, "clip_factor", self.factor, "a number > 1")
-        require(isinstance(self.module, str), _OWNER, "clip_module", self.module, "the dotted name of a submodule")
+        Choice(self.module, self.input, self.output).check(_OWNER, PREFIX)
         both = (self.metric is None) == (self.target is None)
         require(both, _OWNER, "clip_target", self.target, "given together with `clip_metric`, a key that is logged")
         within = self.within

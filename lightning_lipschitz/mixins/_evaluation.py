@@ -45,14 +45,15 @@ class OneTensor:
     Args:
         target: the module.
         name: its name in the model, "" for the model itself.
+        whole: the module itself, where ``target`` is that with one of its inputs or outputs chosen.
 
     Example:
         >>> OneTensor(nn.Linear(2, 1), "net")(torch.ones(3, 2)).shape
         torch.Size([3, 1])
     """
 
-    def __init__(self, target: nn.Module, name: str) -> None:
-        self._target, self._name = target, name
+    def __init__(self, target: nn.Module, name: str, whole: nn.Module | None = None) -> None:
+        self._target, self._name, self._whole = target, name, target if whole is None else whole
 
     def __call__(self, x: Tensor) -> Tensor:
         try:
@@ -70,13 +71,14 @@ class OneTensor:
         return outputs
 
     def _misconfigured(self, x: Tensor, what: str) -> MisconfigurationException:
-        module = unwrapped(self._target)
+        module = unwrapped(self._whole)
         where = f"{type(module).__name__}.forward({', '.join(inspect.signature(module.forward).parameters)})"
         named = f"`{where}` of `{self._name}`" if self._name else f"`{where}`"
         return MisconfigurationException(
             f"`CLIPMixin` took inputs of shape {tuple(x.shape[1:])} from the batch to {named}, {what}."
-            " Override `clip_inputs(self, batch)` to return one tensor of what it takes, or name with `clip_module` a"
-            " submodule of one input and one output whose slope is meant."
+            " Override `clip_inputs(self, batch)` to return one tensor of what it takes, name one of several inputs and"
+            " outputs with `clip_input` and `clip_output`, or with `clip_module` a submodule of one input and one"
+            " output whose slope is meant."
         )
 
 

@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from lightning_lipschitz._lightning import MisconfigurationException
+from lightning_lipschitz.errors import LipschitzError
+from lightning_lipschitz.extraction import part
 from lightning_lipschitz.extraction.undisturbed import unwrapped
 from lightning_lipschitz.functional.clip import Pairs, ascend, initial_pairs, penalty, quotients
+from lightning_lipschitz.lightning_tools.inputs import chosen_input, first_samples, names_of
 from lightning_lipschitz.lightning_tools.submodule import find_target
 from lightning_lipschitz.mixins._config import ClipConfig
 from lightning_lipschitz.mixins._evaluation import OneTensor, evaluating
@@ -30,6 +34,7 @@ class Regulariser:
         self.config, self._rank = config, rank
         self.weight = config.weight
         self._pairs: Pairs | None = None
+        self._held: Any = None  # first samples of all inputs, where one of several was chosen
         self._values: Tensor | None = None  # the quotients, as of the last step in which each pair climbed
         self._next = self._draws = self._drawn_at = 0
         self._not_mine = False  # pairs of another rank, good for a lower bound until the next step
@@ -50,9 +55,9 @@ class Regulariser:
         parameter = next(_trainable(target), None)
         if parameter is None:
             return None
-        pairs = self._current(_batch(inputs), parameter, step)
+        pairs = self._current(_batch(self._chosen(target, inputs)), parameter, step)
         options = {name: getattr(config, name) for name in _OPTIONS}
-        function = OneTensor(target, config.module)
+        function = self._function(target)
         with evaluating(model, unwrapped(target), parameter.device.type), torch.enable_grad():
             pairs, values = self._climb(function, pairs)
             found = penalty(function, pairs, values, worst=config.worst, squared=config.squared, **options)
@@ -62,6 +67,32 @@ class Regulariser:
     def trained(self, model: nn.Module) -> set[int]:
         """Which parameters the penalty pulls at as things are, by ``id``: an optimizer may have frozen others."""
         return {id(parameter) for parameter in _trainable(find_target(model, self.config.module, "CLIPMixin"))}
+
+    def _chosen(self, target: nn.Module, inputs: Any) -> Any:
+        """The input that was chosen; a sample of each is kept for the others."""
+        config = self.config
+        if config.input is None and config.output is None:
+            return inputs
+        arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else inputs
+        arguments = arguments if isinstance(arguments, (tuple, dict)) else (arguments,)
+        chosen = chosen_input(names_of(target), arguments, config.input)
+        if not isinstance(chosen, Tensor):
+            raise MisconfigurationException(
+                f"`CLIPMixin(clip_input={config.input!r})` names no tensor among the {len(arguments)} inputs that"
+                " `clip_inputs(self, batch)` returned. Return all inputs of the forward, as a tuple or by name."
+            )
+        self._held = first_samples(arguments, 1, chosen)
+        return chosen
+
+    def _function(self, target: nn.Module) -> OneTensor:
+        """The module as a function of the chosen input, to the chosen output."""
+        config = self.config
+        if self._held is None:
+            return OneTensor(target, config.module)
+        try:
+            return OneTensor(part(target, self._held, config.input, config.output)[0], config.module, target)
+        except LipschitzError as error:
+            raise MisconfigurationException(f"`CLIPMixin`: {error}") from error
 
     def _climb(self, function: Any, pairs: Pairs) -> tuple[Pairs, Tensor]:
         """The next few pairs take a step."""
@@ -98,14 +129,15 @@ class Regulariser:
     @torch.no_grad()
     def lower_bound(self, model: nn.Module) -> float | None:
         """The steepest slope between the pairs with the weights as they are now; None before the first step."""
-        if self._pairs is None:
+        chosen = self.config.input is not None or self.config.output is not None
+        if self._pairs is None or (chosen and self._held is None):
             return None
         target = find_target(model, self.config.module, "CLIPMixin")
         like = next(target.parameters())
         pairs = self._pairs.to(like)
         options = {name: getattr(self.config, name) for name in _OPTIONS}
         with evaluating(model, unwrapped(target), like.device.type):
-            return float(quotients(OneTensor(target, self.config.module), pairs.u, pairs.v, **options).max())
+            return float(quotients(self._function(target), pairs.u, pairs.v, **options).max())
 
     # State
 
@@ -116,6 +148,8 @@ class Regulariser:
         if self._pairs is not None and self._values is not None:
             state["pairs"] = {name: getattr(self._pairs, name).clone() for name in ("u", "v", "step")}
             state["values"] = self._values.clone()
+        if self._held is not None:
+            state["held"] = tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, self._held)
         return state
 
     def load(self, plain: dict[str, Any]) -> None:
@@ -123,6 +157,7 @@ class Regulariser:
         self.weight, self.cooldown = plain["weight"], plain["cooldown"]
         self._next, self._draws, self._drawn_at = (plain[name] for name in ("next", "draws", "drawn_at"))
         self._not_mine = self._rank > 0
+        self._held = plain.get("held")
         if "pairs" in plain:
             self._pairs, self._values = Pairs(**plain["pairs"]), plain["values"]
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_lipschitz.lightning_tools.inputs import names_of
+from lightning_lipschitz.lightning_tools.submodule import find_target
 from lightning_lipschitz.mixins._config import PREFIX, ClipConfig, check_names, configured
 from lightning_lipschitz.mixins._regulariser import Regulariser
 from lightning_lipschitz.mixins._schedule import ClipSchedule
@@ -68,7 +71,7 @@ class CLIPMixin:
         check_names(name.removeprefix(PREFIX) for name in settings)
         super().__init_subclass__(**keywords)
         for name, value in settings.items():
-            setattr(cls, name, value)
+            setattr(cls, name, staticmethod(value) if inspect.isfunction(value) else value)  # no method of the class
         for name, wrap in _WRAPPERS.items():
             method = getattr(cls, name, None)
             if method is not None and not getattr(method, _MARK, False) and not _is_stub(method):
@@ -79,8 +82,14 @@ class CLIPMixin:
         return None
 
     def clip_inputs(self, batch: Any) -> Any:
-        """The inputs of a batch, shape (batch, ...): where pairs are drawn."""
-        return batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        """The inputs of a batch, shape (batch, ...): where pairs are drawn. With ``clip_input``, all inputs."""
+        if not isinstance(batch, (tuple, list)) or not batch:
+            return batch
+        config = None if self._clip is None else self._clip.config
+        if config is None or config.input is None:
+            return batch[0]
+        target = find_target(self, config.module, "CLIPMixin")  # type: ignore[arg-type]
+        return tuple(batch[: len(names_of(target))])
 
     def _start_clip(self, rank: int) -> Regulariser:
         self._clip = Regulariser(configured(self), rank)
