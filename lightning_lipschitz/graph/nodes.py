@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_lipschitz.errors import ArgumentError, ShapeError
-from lightning_lipschitz.graph.arrays import Array, Indices, finite, frozen
-from lightning_lipschitz.real import real_number, whole_array
+from lightning_lipschitz.graph.arrays import Array, Indices, finite, frozen, frozen_indices
+from lightning_lipschitz.real import real_number
 
 Content: TypeAlias = "npt.NDArray[Any] | str"
 
@@ -117,12 +117,8 @@ class Gather(Node):
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
-        indices = whole_array(self.indices, "indices")
-        if indices.ndim != 1 or np.any(indices < -1):
-            raise ArgumentError("indices", indices.shape, "one dimension of numbers >= -1")
-        indices.setflags(write=False)
-        object.__setattr__(self, "indices", indices)
-        object.__setattr__(self, "size", len(indices))
+        object.__setattr__(self, "indices", frozen_indices(self.indices, "indices"))
+        object.__setattr__(self, "size", len(self.indices))
 
     def contents(self) -> Iterator[Content]:
         yield self.indices
