@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_lipschitz.api import certify, lower_bound, verify
 from lightning_lipschitz.bounds.lower import LowerBound
 from lightning_lipschitz.certificate import Certificate, Status
+from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.pairwise import PairwiseBounds, pairwise_bounds
 from lightning_lipschitz.training import project
 
@@ -24,6 +25,7 @@ __all__ = [
     "LipschitzADMM",
     "LipschitzBarrier",
     "LipschitzCallback",
+    "LipschitzError",
     "LipschitzLowerBound",
     "LowerBound",
     "PairwiseBounds",

@@ -107,7 +107,7 @@ class Context:
 def require_finite(tensor: torch.Tensor, name: str) -> None:
     """Raise ``NonFiniteError`` with this name for NaN or infinite entries, ``ArgumentError`` for complex ones."""
     if tensor.is_complex():
-        raise ArgumentError(name, f"a tensor of {tensor.dtype}", "real")
+        raise ArgumentError(name.strip("`"), tensor.dtype, "real: complex numbers have no rule yet")
     # A finite sum proves every entry finite, at a fraction of the cost of looking at each.
     if not math.isfinite(tensor.sum().item()):
         bad = int((~torch.isfinite(tensor)).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_lipschitz._lightning import MisconfigurationException
+from lightning_lipschitz._lightning import MisconfigurationException, rank_zero_warn
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction import part
 from lightning_lipschitz.extraction.undisturbed import unwrapped
@@ -62,6 +63,13 @@ class Regulariser:
             pairs, values = self._climb(function, pairs)
             found = penalty(function, pairs, values, worst=config.worst, squared=config.squared, **options)
         self.last_penalty = float(found.detach())
+        if not math.isfinite(self.last_penalty):
+            self._pairs = self._values = None  # drawn anew: what climbs from here stays without a value
+            rank_zero_warn(
+                f"`CLIPMixin`: the penalty is {self.last_penalty} and was left out. In eval mode the outputs overflow or"
+                " are not numbers: look for a diverged run, or running statistics that do not follow the weights."
+            )
+            return None
         return self.weight * config.every_n_steps * found
 
     def trained(self, model: nn.Module) -> set[int]:
