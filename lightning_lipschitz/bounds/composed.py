@@ -87,19 +87,22 @@ def _composition(graph: Graph, norms: NodeNorms, blocks: Sequence[Block]) -> Com
 
 
 def _norms(graph: Graph, reserve: _Reserve) -> NodeNorms:
-    """Norms of all nodes, the cheapest first as long as there is time for them and for proving them at the end; of the
-    other nodes, from one look at their entries."""
+    """Norms of all nodes: close to the least that can be proved where there is time for them and for proving them at
+    the end, the cheapest first; else coarser ones, as many as there is time for; of the other nodes, from one look at
+    their entries."""
     numbers, clock = claimed(graph), reserve.clock
     if clock.limit is None:
         return {number: node_norm(graph.nodes[number], SIGNING_MARGIN) for number in numbers}
     start = clock.seconds
     norms = {number: cheap_node_norm(graph.nodes[number]) for number in numbers}
     reserve.promised = 2.0 * (clock.seconds - start)  # the proof and the digest look at every entry again
-    needed = {number: norm_work(graph.nodes[number]) / cost.rates().factor for number in numbers}
-    for number in sorted(numbers, key=lambda number: needed[number]):
-        if reserve.fits(2.0 * needed[number]):
+    needed = {n: [work / cost.rates().factor for work in norm_work(graph.nodes[n])] for n in numbers}
+    at_once = clock.fits(reserve.promised + 2.0 * sum(each[-1] for each in needed.values()))
+    levels = {n: [len(each) - 1] if at_once else range(len(each)) for n, each in needed.items()}
+    for seconds, number, level in sorted((needed[n][level], n, level) for n in numbers for level in levels[n]):
+        if reserve.fits(2.0 * seconds):
             start = clock.seconds
-            norms[number] = min(norms[number], node_norm(graph.nodes[number], SIGNING_MARGIN))
+            norms[number] = min(norms[number], node_norm(graph.nodes[number], SIGNING_MARGIN, level))
             reserve.promised += clock.seconds - start
     return norms
 

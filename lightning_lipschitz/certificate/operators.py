@@ -25,9 +25,16 @@ def needs_proof(node: Node) -> bool:
     return isinstance(node, (Convolution, Along))
 
 
-def node_norm(node: Node, margin: float = 1.0) -> float:
-    """An upper bound of the norm of a node for which :func:`needs_proof`, close to the least that can be proved."""
-    test, best = _test(node), 0.0
+def node_norm(node: Node, margin: float = 1.0, level: int = -1) -> float:
+    """An upper bound of the norm of a node for which :func:`needs_proof`.
+
+    Args:
+        node: convolution or matrix.
+        margin: factor on the allowance for rounding.
+        level: -1 for a bound close to the least that can be proved; from 0 on, coarser and faster ones: as many as
+            :func:`norm_work` has.
+    """
+    test, best = _tests(node)[level], 0.0
     for block, slack in test.blocks:
         if not (best > 0 and norm_holds(block, best, slack, margin)):
             best = max(best, norm_upper_bound(block, slack, margin))
@@ -66,7 +73,10 @@ def node_norm_holds(node: Node, bound: float, margin: float = 1.0) -> bool:
         return False
     if isinstance(node, Convolution) and cheap_node_norm(node) <= bound:
         return True
-    test = _test(node)
+    return any(_passed(test, bound, margin) for test in _tests(node))
+
+
+def _passed(test: _Test, bound: float, margin: float) -> bool:
     limit = _below(bound, test.excess)
     return all(norm <= limit for norm in test.norms) and all(
         norm_holds(block, limit, slack, margin) for block, slack in test.blocks
@@ -95,15 +105,23 @@ class _Test:
     norms: Sequence[float] = ()
 
 
-def _test(node: Node) -> _Test:
+def _tests(node: Node) -> list[_Test]:
+    """Ways to prove the norm, the coarsest and fastest first."""
     if isinstance(node, Along):
-        return _Test(Fraction(1), [(node.matrix, node.rounding)])
+        return [_Test(Fraction(1), [(node.matrix, node.rounding)])]
     if not isinstance(node, Convolution):
         raise TypeError(f"{type(node).__name__} has no norm to prove")
     if _is_explicit(node):
         slack = product_up(1.01, math.sqrt(math.prod(node.taps)), node.rounding)
-        return _Test(Fraction(1), [(convolution_matrix(node).toarray(), slack)])
-    symbols = Symbols.of(node)
+        return [_Test(Fraction(1), [(convolution_matrix(node).toarray(), slack)])]
+    return [_on_frequencies(node, symbols) for symbols in _grids(node)]
+
+
+def _grids(node: Convolution) -> list[Symbols]:
+    return [*Symbols.coarser(node), Symbols.of(node)]
+
+
+def _on_frequencies(node: Convolution, symbols: Symbols) -> _Test:
     if min(symbols.parts.shape[2:]) == 1:
         return _Test(symbols.excess, (), [_longest(symbols, group) for group in range(node.groups)])
     slacks = [symbols.slack(group) for group in range(node.groups)]
@@ -111,13 +129,15 @@ def _test(node: Node) -> _Test:
     return _Test(symbols.excess, blocks)
 
 
-def norm_work(node: Node) -> float:
-    """Operations of :func:`node_norm`, about; proving it again takes no more."""
+def norm_work(node: Node) -> list[float]:
+    """Operations of :func:`node_norm` at each level, about; proving it again takes little more."""
     if isinstance(node, Convolution) and not _is_explicit(node):
-        return Symbols.of(node).work
+        return [symbols.work for symbols in _grids(node)]
     shape = node.matrix.shape if isinstance(node, Along) else (math.prod(node.image), math.prod(node.result))  # type: ignore[attr-defined]
     small, large = float(min(shape)), float(max(shape))
-    return 2.0 * small**2 * large / 3.0 + 2.0 * small**3  # products run at some three times the rate of factorisations
+    return [
+        2.0 * small**2 * large / 3.0 + 2.0 * small**3
+    ]  # products run at some three times the rate of factorisations
 
 
 def _longest(symbols: Symbols, group: int) -> float:

@@ -40,7 +40,7 @@ def norm_upper_bound(matrix: Array, rounding: float = 0.0, margin: float = 1.0) 
     scale, scaled = _scaled(matrix)
     gram = _gram(scaled)
     squared = max(largest_eigenvalue(gram), float(np.max(np.diagonal(gram))))
-    step = margin * _allowance(scaled, gram, squared) / squared
+    step = margin * _allowance(scaled, frobenius(scaled), squared) / squared
     while step < 1.0:
         bound = math.sqrt(squared * (1.0 + step))
         if _gram_below(scaled, gram, Fraction(bound), margin):
@@ -114,17 +114,19 @@ def _roughly(matrix: Array) -> float:
 
 def _gram_below(matrix: Array, gram: Array, bound: Fraction, margin: float) -> bool:
     """``bound^2 I - W'W > 0``, on the smaller side of W."""
-    if bound <= 0 or bound >= Fraction(frobenius(matrix)):
+    length = frobenius(matrix)
+    if bound <= 0 or bound >= Fraction(length):
         return bound > 0
     squared = _square_down(bound)
-    shift = margin * _allowance(matrix, gram, squared)
+    shift = margin * _allowance(matrix, length, squared)
     return BlockCholesky({(0, 0): -gram}, shift).definite_with(np.full(len(gram), squared))
 
 
-def _allowance(matrix: Array, gram: Array, squared: float) -> float:
-    """What forming the Gram matrix and factoring ``squared I - gram`` can do to the spectrum."""
-    mass = 1.01 * frobenius(matrix) ** 2
-    factoring = factorisation_error({(0, 0)}, [len(gram)], mass + len(gram) * squared)
+def _allowance(matrix: Array, length: float, squared: float) -> float:
+    """What forming the Gram matrix of a matrix, of Frobenius norm ``length`` at most, and factoring ``squared I -
+    gram`` can do to the spectrum."""
+    mass, size = 1.01 * length**2, min(matrix.shape)
+    factoring = factorisation_error({(0, 0)}, [size], mass + size * squared)
     return 1.01 * (gamma(max(matrix.shape) + 2) * mass + factoring)
 
 
@@ -151,6 +153,8 @@ def _scaled(matrix: Array) -> tuple[Fraction, Array]:
 
 def _selection_norm(matrix: Array) -> float | None:
     """The exact norm where no row and no column has two nonzeros (zero, diagonal, permutation); None elsewhere."""
+    if matrix.size and np.count_nonzero(matrix[0]) > 1:  # most are told by their first row
+        return None
     nonzero = matrix != 0
     if matrix.size and (nonzero.sum(axis=0).max() > 1 or nonzero.sum(axis=1).max() > 1):
         return None

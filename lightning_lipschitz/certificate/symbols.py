@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -33,6 +33,8 @@ from lightning_lipschitz.graph.arrays import Array
 
 BUDGET = 1e11  # floating-point operations for all frequencies, some seconds; beyond it the grid is coarser
 GRIDS = (96, 64, 48, 32, 24, 16, 12, 8)
+OVERHEAD, ENTRY = 6e6, 1.5e3  # operations in the time that one matrix takes at least, and each of its entries
+POINTS = (8, 16)  # a degree, of coarser grids
 LONGEST_TABLE = 4096  # roots of unity
 CHUNK = 2**21  # numbers formed at once
 
@@ -63,7 +65,27 @@ class Symbols:
         torus = _torus(node, positions)
         if math.lcm(*torus) <= LONGEST_TABLE and _work(torus, rows, len(parts)) <= BUDGET:
             return cls(positions, parts, torus, Fraction(1), node.rounding)
-        return cls(*_on_a_grid(positions, parts), node.rounding)
+        shifted, degrees = _degrees(positions)
+        usable = [size for size in GRIDS if size > 2 * max(degrees)] or [4 * max(degrees)]
+        grids = [tuple(size if degree else 1 for degree in degrees) for size in usable]
+        chosen = next((grid for grid in grids if _work(grid, rows, len(parts)) <= BUDGET), grids[-1])
+        return cls(shifted, parts, chosen, _excess(degrees, chosen), node.rounding)
+
+    @classmethod
+    def coarser(cls, node: Convolution) -> list[Symbols]:
+        """The same with fewer frequencies, the fewest first: those of :data:`POINTS` that at least halve them.
+
+        With 8 points a degree the norm may be over-estimated by 1 / cos(pi / 8) = 1.083 an axis, with 16 by 1.02.
+        """
+        most = cls.of(node).frequencies
+        positions, parts = _polyphase(node)
+        shifted, degrees = _degrees(positions)
+        grids = [tuple(points * degree or 1 for degree in degrees) for points in POINTS]
+        return [
+            cls(shifted, parts, grid, _excess(degrees, grid), node.rounding)
+            for grid in grids
+            if 2 * math.prod(grid) <= most and math.lcm(*grid) <= LONGEST_TABLE
+        ]
 
     @classmethod
     def on(cls, node: Convolution, periods: tuple[int, ...]) -> Symbols:
@@ -82,9 +104,16 @@ class Symbols:
         return tuple(periods)
 
     @property
+    def frequencies(self) -> int:
+        """Points of the grid."""
+        return math.prod(self.periods)
+
+    @property
     def work(self) -> float:
-        """Operations to test all frequencies."""
-        return _work(self.periods, self.parts.shape[2:], len(self.parts))
+        """Operations that take as long as testing all frequencies: those of :func:`_work`, and what surrounds them."""
+        groups, (rows, columns) = len(self.parts), self.parts.shape[2:]
+        around = OVERHEAD + ENTRY * rows * columns if min(rows, columns) > 1 else 0.0
+        return _work(self.periods, (rows, columns), groups) + 0.5 * self.frequencies * groups * around
 
     def slack(self, group: int) -> float:
         """How far, in the Frobenius norm, the matrices that :meth:`embedded` forms may be from exact."""
@@ -158,21 +187,20 @@ def _work(periods: tuple[int, ...], shape: tuple[int, ...], groups: int) -> floa
     return 0.5 * math.prod(periods) * groups * each
 
 
-def _on_a_grid(
-    positions: npt.NDArray[np.int64], parts: Array
-) -> tuple[npt.NDArray[np.int64], Array, tuple[int, ...], Fraction]:
-    """Positions in units of their greatest common divisor (theta is continuous), the finest grid that is affordable."""
+def _degrees(positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """Positions in units of their greatest common divisor (theta is continuous), and the degrees of the polynomials."""
     shifted = positions - positions.min(axis=0)
     shifted //= np.maximum(np.gcd.reduce(shifted, axis=0), 1)
-    degrees = [-(-int(span) // 2) for span in shifted.max(axis=0)]
-    usable = [size for size in GRIDS if size > 2 * max(degrees)] or [4 * max(degrees)]
-    grids = [tuple(size if degree else 1 for degree in degrees) for size in usable]
-    chosen = next((grid for grid in grids if _work(grid, parts.shape[2:], len(parts)) <= BUDGET), grids[-1])
+    return shifted, [-(-int(span) // 2) for span in shifted.max(axis=0)]
+
+
+def _excess(degrees: Sequence[int], grid: Sequence[int]) -> Fraction:
+    """What the maximum on the grid may be exceeded by."""
     excess = Fraction(1)
-    for degree, size in zip(degrees, chosen, strict=True):
+    for degree, size in zip(degrees, grid, strict=True):
         if degree:
             excess /= cosine_below(degree, 2 * size)
-    return shifted, parts, chosen, excess
+    return excess
 
 
 def half(periods: tuple[int, ...], chunk: int) -> Iterator[npt.NDArray[np.int64]]:

@@ -66,8 +66,8 @@ class Regulariser:
         if not math.isfinite(self.last_penalty):
             self._pairs = self._values = None  # drawn anew: what climbs from here stays without a value
             rank_zero_warn(
-                f"`CLIPMixin`: the penalty is {self.last_penalty} and was left out. In eval mode the outputs overflow or"
-                " are not numbers: look for a diverged run, or running statistics that do not follow the weights."
+                f"`CLIPMixin`: the penalty is {self.last_penalty} and was left out. In eval mode the outputs overflow"
+                " or are not numbers: look for a diverged run, or running statistics that do not follow the weights."
             )
             return None
         return self.weight * config.every_n_steps * found

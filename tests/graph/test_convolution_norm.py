@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_lipschitz.certificate import operators, symbols
 from lightning_lipschitz.certificate.matrices import convolution_matrix
-from lightning_lipschitz.certificate.operators import node_norm, node_norm_holds
+from lightning_lipschitz.certificate.operators import node_norm, node_norm_holds, norm_work
 from lightning_lipschitz.errors import ArgumentError, NonFiniteError, ShapeError
 from lightning_lipschitz.graph import Convolution
 
@@ -114,6 +114,28 @@ def test_never_below_the_largest_singular_value(name, way):
     assert not node_norm_holds(node, exact * 0.999) or exact == 0
     if way == "explicit" or (node.circular and way == "torus" and not odd_stride(node)):
         assert bound <= exact * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_coarser_levels_are_looser_and_hold(name, monkeypatch):
+    monkeypatch.setattr(operators, "EXPLICIT_SIDE", 0)
+    node = CONVOLUTIONS[name]()
+    exact = np.linalg.norm(convolution_matrix(node).toarray(), 2)
+    for level in range(len(norm_work(node))):
+        bound = node_norm(node, 2.0, level)
+        assert bound >= exact * (1 - 1e-13)
+        assert node_norm_holds(node, bound)
+
+
+def test_each_level_costs_more_and_gives_more(monkeypatch):
+    monkeypatch.setattr(operators, "EXPLICIT_SIDE", 0)
+    node = conv(4, 4, 3, (40, 40), padding=1)
+    works, bounds = norm_work(node), [node_norm(node, level=level) for level in range(3)]
+    assert len(works) == 3
+    assert 6 * works[0] < works[2]
+    assert 3 * works[1] < works[2]
+    finest = bounds[2]
+    assert finest <= bounds[1] <= 1.04 * finest <= bounds[0] <= 1.18 * finest
 
 
 def odd_stride(node):
