@@ -15,7 +15,7 @@ from typing import TypeAlias
 from lightning_lipschitz.bounds import channels, cost
 from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.parts import Span, cut
-from lightning_lipschitz.bounds.search import NOTHING_PROVED, certify_network
+from lightning_lipschitz.bounds.search import NOTHING_PROVED, certify_network, searching
 from lightning_lipschitz.bounds.settings import Method, Settings
 from lightning_lipschitz.bounds.splitting import worst
 from lightning_lipschitz.certificate import SIGNING_MARGIN, Certificate, Composition, Proof, Proposal, Status, sign
@@ -42,7 +42,7 @@ def certify_graph(graph: Graph, settings: Settings, clock: Clock | None = None) 
     if settings.method not in METHODS:
         raise ArgumentError("method", settings.method, f"one of {', '.join(METHODS)} for a model of this size")
     clock = Clock(settings.time_limit) if clock is None else clock
-    for proposal in propose(graph, settings, clock):
+    for proposal in propose(graph, settings, searching(settings, clock)):
         if (signed := sign(graph, proposal, SIGNING_MARGIN)) is not None:
             return replace(signed, seconds=clock.seconds)
     raise SolverError(NOTHING_PROVED)

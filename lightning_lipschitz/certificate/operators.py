@@ -11,7 +11,13 @@ import numpy as np
 
 from lightning_lipschitz.certificate.floating_point import TINY, gamma, product_up, round_up, sqrt_up
 from lightning_lipschitz.certificate.matrices import convolution_matrix
-from lightning_lipschitz.certificate.spectral import above, cheap_norm_upper_bound, norm_holds, norm_upper_bound
+from lightning_lipschitz.certificate.spectral import (
+    LANCZOS,
+    above,
+    cheap_norm_upper_bound,
+    norm_holds,
+    norm_upper_bound,
+)
 from lightning_lipschitz.certificate.symbols import Symbols
 from lightning_lipschitz.graph import Along, Convolution, Elementwise, Gather, Node, Scaling, VectorUnits
 from lightning_lipschitz.graph.arrays import Array
@@ -135,9 +141,8 @@ def norm_work(node: Node) -> list[float]:
         return [symbols.work for symbols in _grids(node)]
     shape = node.matrix.shape if isinstance(node, Along) else (math.prod(node.image), math.prod(node.result))  # type: ignore[attr-defined]
     small, large = float(min(shape)), float(max(shape))
-    return [
-        2.0 * small**2 * large / 3.0 + 2.0 * small**3
-    ]  # products run at some three times the rate of factorisations
+    # A Gram matrix, at some three times the rate of a factorisation, and a few factorisations.
+    return [0.4 * small**2 * large + (2.0 if small < LANCZOS else 1.0) * small**3]
 
 
 def _longest(symbols: Symbols, group: int) -> float:

@@ -73,7 +73,7 @@ class Symbols:
 
     @classmethod
     def coarser(cls, node: Convolution) -> list[Symbols]:
-        """The same with fewer frequencies, the fewest first: those of :data:`POINTS` that at least halve them.
+        """Symbols on grids of :data:`POINTS`, the coarsest first, where they halve what :meth:`of` looks at.
 
         With 8 points a degree the norm may be over-estimated by 1 / cos(pi / 8) = 1.083 an axis, with 16 by 1.02.
         """

@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from tests.fuzz import layers, steps
+from tests.fuzz import bounded, layers, steps
 from tests.fuzz.draw import Draw, lines_of
 
 POOLS = {  # table: weight
@@ -27,6 +27,9 @@ POOLS = {  # table: weight
     layers.IMAGES: 12,
     layers.NORMS: 9,
     layers.BY_HAND: 2,
+    bounded.BOUNDED: 5,
+    bounded.RECURRENT: 1,
+    bounded.SCATTERED: 3,
     layers.HOSTILE: 2,
 }
 _DTYPES = ["float32"] * 7 + ["float64"] * 2 + ["bfloat16", "float16"]

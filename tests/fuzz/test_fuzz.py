@@ -12,7 +12,7 @@ from lightning_lipschitz.extraction import registry
 from lightning_lipschitz.extraction.patterns import fuse, operator_name
 from lightning_lipschitz.extraction.trace import trace
 from lightning_lipschitz.extraction.undisturbed import quiet_export, tensors_of, undisturbed
-from tests.fuzz import layers, steps
+from tests.fuzz import bounded, layers, steps
 from tests.fuzz.draw import Draw, lines_of
 from tests.fuzz.programs import Program, Step, generate, widened
 from tests.fuzz.quotients import sample
@@ -89,6 +89,7 @@ def operators_of(program):
 def test_every_operator_that_is_read_stands_in_some_line():
     read = set(registry._RULES)
     tables = [steps.POINTWISE, steps.ARITHMETIC, steps.MATRIX, steps.SHAPE, steps.CASTS, layers.IMAGES, layers.NORMS]
+    tables += [bounded.BOUNDED, bounded.RECURRENT, bounded.SCATTERED]
     seen, done = operators_of(program_of_all(["x.view(x.size(0), -1)"], (6,), False, set())), set()
     for shape, table in itertools.product(SHAPES, tables):
         seen |= operators_of(program_of_all(lines_of(table), shape, False, done))
