@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -113,6 +114,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--one", type=int, help="only the model of this number; answers as JSON")
     arguments.add_argument("--only", default="", help="models whose package and name hold this text")
+    arguments.add_argument("--jobs", type=int, default=1, help="models tried at once, each with the threads of one")
     arguments.add_argument("--attach", action="store_true", help="train the small models with callback and mixin")
     chosen = arguments.parse_args()
     if chosen.one is not None:
@@ -122,9 +124,10 @@ def main() -> None:
         picked = [(k, e) for k, e in picked if e.small]
     line, options = (attach.row, ["--attach"]) if chosen.attach else (row, [])
     answers = []
-    for index, entry in picked:
-        answers.append(alone(index, *options))
-        print(" | ".join(line(entry, answers[-1])), flush=True)
+    with ThreadPoolExecutor(chosen.jobs) as pool:
+        for (_, entry), answer in zip(picked, pool.map(lambda one: alone(one[0], *options), picked), strict=True):
+            answers.append(answer)
+            print(" | ".join(line(entry, answer)), flush=True)
     entries = [entry for _, entry in picked]
     rows = [line(entry, answer) for entry, answer in zip(entries, answers, strict=True)]
     if chosen.attach:

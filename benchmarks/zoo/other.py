@@ -18,7 +18,10 @@ def _flow(batch: Callable[[Any], nn.Module], *shape: int) -> Callable[[], Made]:
     def make() -> Made:
         import normflows
 
-        return batch(normflows), torch.rand(1, *shape)
+        model, x = batch(normflows), torch.rand(1, *shape)
+        with torch.no_grad():
+            model.eval()(x)  # some make their buffers in the first forward
+        return model, x
 
     return make
 
@@ -165,6 +168,14 @@ ENTRIES = [
     Entry("normflows", "LipschitzMLP", _flow(lambda n: n.nets.LipschitzMLP([4, 16, 16, 4]), 4), small=True),
     Entry(
         "normflows", "LipschitzCNN, 3x8x8", _flow(lambda n: n.nets.LipschitzCNN([3, 8, 3], [3, 3]), 3, 8, 8), small=True
+    ),
+    Entry(
+        "normflows",
+        "Residual(LipschitzMLP), its network",
+        _flow(
+            lambda n: n.flows.Residual(n.nets.LipschitzMLP([4, 16, 16, 4], init_zeros=False), reduce_memory=False), 4
+        ),
+        {"module": "iresblock.nnet"},
     ),
     Entry(
         "normflows",
