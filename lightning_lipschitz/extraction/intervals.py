@@ -18,18 +18,7 @@ import torch
 
 from lightning_lipschitz.extraction.builder import Builder, Interval
 from lightning_lipschitz.extraction.reading import Known, on_device, run_node
-from lightning_lipschitz.graph import (
-    Along,
-    Concatenation,
-    Convolution,
-    Elementwise,
-    Extremum,
-    Gather,
-    Node,
-    Scaling,
-    Sum,
-    VectorUnits,
-)
+from lightning_lipschitz.graph import Along, Convolution, Elementwise, Input, Node, Scaling, Sum, VectorUnits
 from lightning_lipschitz.graph.arrays import Array
 
 Ends: TypeAlias = tuple[float, float]
@@ -81,20 +70,12 @@ def _of_node(builder: Builder, number: int, given: list[Interval]) -> Interval:
         return _wider(ends.min(axis=0), ends.max(axis=0), np.abs(ends).max(axis=0))
     if isinstance(node, (Along, Convolution)):
         return _of_map(node, *given[0])
-    if isinstance(node, Gather):
-        low, high = (np.append(each, 0.0)[node.indices] for each in given[0])
-        return low, high
-    if isinstance(node, Concatenation):
-        low, high = (np.concatenate(each) for each in zip(*given, strict=True))
-        return low, high
-    if isinstance(node, Sum):
-        low, high = (np.sum(each, axis=0) for each in zip(*given, strict=True))
-        return _wider(low, high, np.abs(low) + np.abs(high))
-    if isinstance(node, Extremum):
-        of_two = np.minimum if node.smallest else np.maximum
-        low, high = (of_two(*each) for each in zip(*given, strict=True))
-        return low, high
-    return np.full(node.size, -np.inf), np.full(node.size, np.inf)
+    if isinstance(node, Input):
+        return np.full(node.size, -np.inf), np.full(node.size, np.inf)
+    low, high = (
+        _run(node, on_device("cpu"), *ends) for ends in zip(*given, strict=True)
+    )  # no entry falls as one rises
+    return _wider(low, high, np.abs(low) + np.abs(high)) if isinstance(node, Sum) else (low, high)
 
 
 def _of_units(
@@ -132,8 +113,8 @@ def _of_map(node: Along | Convolution, low: Array, high: Array) -> Interval:
     return _wider(middle - reach, middle + reach, largest)
 
 
-def _run(node: Node, known: Known, x: Array) -> Array:
-    made: Array = run_node(node, known, torch.from_numpy(x)[None])[0].numpy()
+def _run(node: Node, known: Known, *given: Array) -> Array:
+    made: Array = run_node(node, known, *(torch.tensor(x)[None] for x in given))[0].numpy()
     return made
 
 
