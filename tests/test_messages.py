@@ -42,10 +42,10 @@ SAID = {
     "a class": (lambda: ll.certify(nn.Linear, X), "make an instance"),
     "one matrix": (lambda: ll.certify(torch.ones(2, 2)), "into a list"),
     "an array": (lambda: ll.certify(np.ones((2, 2))), "into a list"),
-    "LSTM": (lambda: ll.certify(nn.LSTM(8, 4, batch_first=True), X[:, None]), "`LSTM` is not supported yet"),
-    "LSTM, one output": (
-        lambda: ll.certify(nn.LSTM(8, 4, batch_first=True), X[:, None], output=0),
-        "`LSTM` is not supported yet",
+    "LSTM": (lambda: ll.certify(nn.LSTM(8, 4, batch_first=True), X[:, None]), "several outputs.*`output=`"),
+    "LSTM with a projection": (
+        lambda: ll.certify(nn.LSTM(8, 4, proj_size=2, batch_first=True), X[:, None], output=0),
+        "`LSTM` is not supported yet.*proj_size",
     ),
 }
 
