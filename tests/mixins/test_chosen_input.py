@@ -94,10 +94,3 @@ def test_a_resumed_run_goes_on_exactly(trainer, tmp_path):
 def test_what_cannot_be_meant_is_told(kind, says, trainer):
     with pytest.raises(MisconfigurationException, match=says):
         fitted(kind, trainer)
-
-
-def test_settings_that_can_be_no_names():
-    with pytest.raises(MisconfigurationException, match="clip_input"):
-        ll.ClipConfig(input=-1)
-    with pytest.raises(MisconfigurationException, match="clip_output"):
-        ll.ClipConfig(output=1.5)

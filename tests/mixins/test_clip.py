@@ -407,6 +407,8 @@ BAD = {
     "p_out": "two",
     "within": (1.0, 0.0),
     "module": None,
+    "input": -1,
+    "output": 1.5,
     "metric": "acc",
     "target": 0.9,
     "mode": "up",
