@@ -67,10 +67,9 @@ def whole_array(values: Any, name: str) -> npt.NDArray[np.int64]:
         >>> whole_array([0, 2], "indices")
         array([0, 2])
     """
-    if isinstance(values, np.ndarray) and not isinstance(values, np.ma.MaskedArray) and values.dtype == np.int64:
-        return values.copy()
-    array = real_array(values, name)
-    if not np.all(np.abs(array) <= _EXACT) or np.any(array != np.rint(array)):
+    whole = type(values) is np.ndarray and values.dtype == np.int64  # no detour by float64, which twice copies
+    array = values if whole else real_array(values, name)
+    if not np.all((array >= -_EXACT) & (array <= _EXACT)) or not (whole or np.all(array == np.rint(array))):
         raise ArgumentError(name, "fractions, or numbers beyond 2^53", "whole numbers")
     return array.astype(np.int64)
 

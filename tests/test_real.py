@@ -109,7 +109,7 @@ def test_every_entrance_refuses_what_it_would_have_to_cut(name):
 
 def test_whole_numbers():
     assert whole_array(np.array([3, -1], dtype=np.int32), "indices").dtype == np.int64
-    for bad in ([0.5], [2.0**60], [np.nan]):
+    for bad in ([0.5], [2.0**60], [np.nan], np.array([2**60]), np.array([-(2**63)])):
         with pytest.raises(ArgumentError):
             whole_array(bad, "indices")
 
