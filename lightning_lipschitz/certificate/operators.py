@@ -40,7 +40,7 @@ def node_norm(node: Node, margin: float = 1.0, level: int = -1) -> float:
         level: -1 for a bound close to the least that can be proved; from 0 on, coarser and faster ones: as many as
             :func:`norm_work` has.
     """
-    test, best = _tests(node)[level], 0.0
+    test, best = _test(node, _levels(node)[level]), 0.0
     for block, slack in test.blocks:
         if not (best > 0 and norm_holds(block, best, slack, margin)):
             best = max(best, norm_upper_bound(block, slack, margin))
@@ -79,7 +79,7 @@ def node_norm_holds(node: Node, bound: float, margin: float = 1.0) -> bool:
         return False
     if isinstance(node, Convolution) and cheap_node_norm(node) <= bound:
         return True
-    return any(_passed(test, bound, margin) for test in _tests(node))
+    return any(_passed(_test(node, symbols), bound, margin) for symbols in _levels(node))
 
 
 def _passed(test: _Test, bound: float, margin: float) -> bool:
@@ -111,23 +111,19 @@ class _Test:
     norms: Sequence[float] = ()
 
 
-def _tests(node: Node) -> list[_Test]:
-    """Ways to prove the norm, the coarsest and fastest first."""
+def _levels(node: Node) -> Sequence[Symbols | None]:
+    """Ways to prove the norm, the coarsest and fastest first; None for that of the matrix itself."""
+    return Symbols.levels(node) if isinstance(node, Convolution) and not _is_explicit(node) else [None]
+
+
+def _test(node: Node, symbols: Symbols | None) -> _Test:
     if isinstance(node, Along):
-        return [_Test(Fraction(1), [(node.matrix, node.rounding)])]
+        return _Test(Fraction(1), [(node.matrix, node.rounding)])
     if not isinstance(node, Convolution):
         raise TypeError(f"{type(node).__name__} has no norm to prove")
-    if _is_explicit(node):
+    if symbols is None:
         slack = product_up(1.01, math.sqrt(math.prod(node.taps)), node.rounding)
-        return [_Test(Fraction(1), [(convolution_matrix(node).toarray(), slack)])]
-    return [_on_frequencies(node, symbols) for symbols in _grids(node)]
-
-
-def _grids(node: Convolution) -> list[Symbols]:
-    return [*Symbols.coarser(node), Symbols.of(node)]
-
-
-def _on_frequencies(node: Convolution, symbols: Symbols) -> _Test:
+        return _Test(Fraction(1), [(convolution_matrix(node).toarray(), slack)])
     if min(symbols.parts.shape[2:]) == 1:
         return _Test(symbols.excess, (), [_longest(symbols, group) for group in range(node.groups)])
     slacks = [symbols.slack(group) for group in range(node.groups)]
@@ -137,12 +133,14 @@ def _on_frequencies(node: Convolution, symbols: Symbols) -> _Test:
 
 def norm_work(node: Node) -> list[float]:
     """Operations of :func:`node_norm` at each level, about; proving it again takes little more."""
-    if isinstance(node, Convolution) and not _is_explicit(node):
-        return [symbols.work for symbols in _grids(node)]
+    return [_matrix_work(node) if symbols is None else symbols.work for symbols in _levels(node)]
+
+
+def _matrix_work(node: Node) -> float:
     shape = node.matrix.shape if isinstance(node, Along) else (math.prod(node.image), math.prod(node.result))  # type: ignore[attr-defined]
     small, large = float(min(shape)), float(max(shape))
     # A Gram matrix, at some three times the rate of a factorisation, and a few factorisations.
-    return [0.4 * small**2 * large + (2.0 if small < LANCZOS else 1.0) * small**3]
+    return 0.4 * small**2 * large + (2.0 if small < LANCZOS else 1.0) * small**3
 
 
 def _longest(symbols: Symbols, group: int) -> float:

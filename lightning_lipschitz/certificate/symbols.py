@@ -72,20 +72,20 @@ class Symbols:
         return cls(shifted, parts, chosen, _excess(degrees, chosen), node.rounding)
 
     @classmethod
-    def coarser(cls, node: Convolution) -> list[Symbols]:
-        """Symbols on grids of :data:`POINTS`, the coarsest first, where they halve what :meth:`of` looks at.
+    def levels(cls, node: Convolution) -> list[Symbols]:
+        """Symbols on grids of :data:`POINTS`, the coarsest first, where they halve what :meth:`of` looks at; then that.
 
         With 8 points a degree the norm may be over-estimated by 1 / cos(pi / 8) = 1.083 an axis, with 16 by 1.02.
         """
-        most = cls.of(node).frequencies
-        positions, parts = _polyphase(node)
-        shifted, degrees = _degrees(positions)
+        finest = cls.of(node)
+        shifted, degrees = _degrees(finest.positions)
         grids = [tuple(points * degree or 1 for degree in degrees) for points in POINTS]
-        return [
-            cls(shifted, parts, grid, _excess(degrees, grid), node.rounding)
+        coarser = [
+            cls(shifted, finest.parts, grid, _excess(degrees, grid), node.rounding)
             for grid in grids
-            if 2 * math.prod(grid) <= most and math.lcm(*grid) <= LONGEST_TABLE
+            if 2 * math.prod(grid) <= finest.frequencies and math.lcm(*grid) <= LONGEST_TABLE
         ]
+        return [*coarser, finest]
 
     @classmethod
     def on(cls, node: Convolution, periods: tuple[int, ...]) -> Symbols:
