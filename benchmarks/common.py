@@ -17,6 +17,7 @@ import numpy as np
 import pytorch_lightning as pl
 import scipy.io
 import torch
+from pytorch_lightning.loggers.logger import Logger
 from torch import Tensor, nn
 
 from lightning_lipschitz.demo.data import Digits, load_digits
@@ -83,13 +84,13 @@ def timed(function: Callable[[], object], repeats: int = 3) -> tuple[object, flo
     return result, statistics.median(seconds)
 
 
-def quiet_trainer(epochs: int, *callbacks: pl.Callback) -> pl.Trainer:
-    """On the CPU, without logger, files and bars."""
+def quiet_trainer(epochs: int, *callbacks: pl.Callback, logger: Logger | bool = False) -> pl.Trainer:
+    """On the CPU, without files and bars; by default without a logger."""
     return pl.Trainer(
         max_epochs=epochs,
         callbacks=list(callbacks),
         accelerator="cpu",
-        logger=False,
+        logger=logger,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

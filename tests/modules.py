@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import lightning_lipschitz as ll
+
 # Lightning's own advice, which a test cannot follow.
 UNAVOIDABLE = (
     r"ignore:The '\w+' does not have many workers which may be a bottleneck",
@@ -179,3 +181,24 @@ class Manual(Classifier):
         optimizer.zero_grad()
         self.manual_backward(self._loss(batch))
         optimizer.step()
+
+
+class Fitted(pl.LightningModule):
+    """Any model, with a loss."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x)
+
+    def training_step(self, batch, batch_idx):
+        return self(batch[0]).float().square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 1e-4)
+
+
+class Regularised(ll.CLIPMixin, Fitted):
+    """The same, and nothing else."""

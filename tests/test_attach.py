@@ -11,30 +11,9 @@ import lightning_lipschitz as ll
 from lightning_lipschitz.errors import ProjectionError
 from lightning_lipschitz.extraction import Extractor
 from tests.models import ZOO, make
-from tests.modules import UNAVOIDABLE
+from tests.modules import UNAVOIDABLE, Fitted, Regularised
 
 pytestmark = [pytest.mark.filterwarnings(message) for message in UNAVOIDABLE]
-
-
-class Fitted(pl.LightningModule):
-    """Any model, with a loss."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        return self.model(x)
-
-    def training_step(self, batch, batch_idx):
-        return self(batch[0]).float().square().mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 1e-4)
-
-
-class Regularised(ll.CLIPMixin, Fitted):
-    """The same, and nothing else."""
 
 
 def trainer_with(callback):

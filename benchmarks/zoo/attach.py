@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from common import quiet_trainer
 from pytorch_lightning.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -87,15 +88,7 @@ def fitted(entry: Entry, kind: type[Regression], *callbacks: pl.Callback) -> tup
     with torch.no_grad():
         y = torch.randn_like(model.eval()(x))
     logger, module = Kept(), kind(model.train())
-    trainer = pl.Trainer(
-        max_epochs=EPOCHS,
-        callbacks=list(callbacks),
-        accelerator="cpu",
-        logger=logger,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(EPOCHS, *callbacks, logger=logger)
     start = time.perf_counter()
     trainer.fit(module, DataLoader(TensorDataset(x, y), BATCH_SIZE))
     return module, logger, time.perf_counter() - start

@@ -29,7 +29,8 @@ _HALF_LINE = (0.0, math.inf)
 
 #: What activations give, as functions of the operator's arguments beside the input; of all others it is not known.
 VALUES: dict[str, Callable[..., Ends]] = {
-    **dict.fromkeys(("sigmoid", "special_expit", "hardsigmoid"), lambda: (0.0, 1.0)),
+    **dict.fromkeys(("sigmoid", "special_expit"), lambda: (0.0, 1.0)),
+    "hardsigmoid": lambda: (0.0, 1.0 + 2.0**-24),  # some kernels of PyTorch multiply by a rounded 1/6
     **dict.fromkeys(("tanh", "sin", "cos", "erf", "special_erf", "softsign"), lambda: (-1.0, 1.0)),
     **dict.fromkeys(("squared_sine", "squared_cosine"), lambda: (0.0, 1.0)),
     **dict.fromkeys(("atan", "arctan"), lambda: (-_QUARTER_TURN, _QUARTER_TURN)),
@@ -72,9 +73,8 @@ def _of_node(builder: Builder, number: int, given: list[Interval]) -> Interval:
         return _of_map(node, *given[0])
     if isinstance(node, Input):
         return np.full(node.size, -np.inf), np.full(node.size, np.inf)
-    low, high = (
-        _run(node, on_device("cpu"), *ends) for ends in zip(*given, strict=True)
-    )  # no entry falls as one rises
+    # Of all others, no entry falls as one that it is made of rises.
+    low, high = (_run(node, on_device("cpu"), *ends) for ends in zip(*given, strict=True))
     return _wider(low, high, np.abs(low) + np.abs(high)) if isinstance(node, Sum) else (low, high)
 
 

@@ -43,9 +43,6 @@ _REPLACE = {
     "Use nn.Dropout, which follows the training flag, or pass training=self.training.": "native_dropout",
     "Keep running statistics (track_running_stats=True), or samples act on each other.": "_native_batch_norm_legit",
 }
-NOT_YET = {
-    "Only whole recurrent layers have a rule (nn.RNN, nn.LSTM, nn.GRU).": "_thnn_fused_lstm_cell _thnn_fused_gru_cell"
-}
 _DEFAULT = "Certify what comes before and after it on its own (the constants of a composition multiply), or replace it."
 _TABLE: list[tuple[Verdict, dict[str, str]]] = [
     (
@@ -54,7 +51,6 @@ _TABLE: list[tuple[Verdict, dict[str, str]]] = [
     ),
     ("bounded inputs", _BOUNDED),
     ("replace", _REPLACE),
-    ("not yet", NOT_YET),
 ]
 _REASONS = {
     name: (verdict, why) for verdict, reasons in _TABLE for why, names in reasons.items() for name in names.split()

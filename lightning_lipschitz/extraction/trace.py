@@ -17,12 +17,11 @@ import torch
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from lightning_lipschitz.errors import ArgumentError, ExtractionError, LipschitzError, UnsupportedModuleError
+from lightning_lipschitz.errors import ArgumentError, ExtractionError, LipschitzError
 from lightning_lipschitz.extraction.execution import Execution, observe
-from lightning_lipschitz.extraction.location import display_name, path, users_line
-from lightning_lipschitz.extraction.patterns import fuse, operator_name
+from lightning_lipschitz.extraction.location import users_line
+from lightning_lipschitz.extraction.patterns import fuse
 from lightning_lipschitz.extraction.reads import Replay
-from lightning_lipschitz.extraction.refusals import NOT_YET, refusal
 from lightning_lipschitz.extraction.state import kept
 from lightning_lipschitz.extraction.undisturbed import clean, computes_in, name_of, quiet_export, refuse_script
 
@@ -204,14 +203,6 @@ def _explained(model: torch.nn.Module, error: Exception) -> ExtractionError:
     return ExtractionError(name_of(model), f"{reason}{users_line(traceback.extract_tb(error.__traceback__))}.", advice)
 
 
-def _refuse_unread(exported: ExportedProgram) -> None:
-    """What has no rule for any input or output, before a user is asked to name one."""
-    for node in exported.graph.nodes:
-        known = refusal(operator_name(node.target)) if node.op == "call_function" else None
-        if known is not None and known[1] in NOT_YET:
-            raise UnsupportedModuleError(path(node), display_name(node), *known)
-
-
 def _graph(
     model: torch.nn.Module, exported: ExportedProgram, x: torch.Tensor, execution: Execution, fixed: bool
 ) -> Trace:
@@ -222,7 +213,6 @@ def _graph(
     users = [node for node, spec in specs.items() if spec.kind is InputKind.USER_INPUT]
     outputs = [spec for spec in signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
     if len(users) != 1 or len(outputs) != 1 or not exported.call_spec.out_spec.is_leaf():
-        _refuse_unread(exported)
         count = exported.call_spec.out_spec.num_leaves
         raise ExtractionError(
             name,

@@ -21,8 +21,7 @@ _MADE: WeakValueDictionary[int, npt.NDArray[Any]] = WeakValueDictionary()
 def frozen(values: npt.ArrayLike, name: str, ndim: int | None = None) -> Array:
     """A read-only float64 copy, refused when it has another number of dimensions or holds anything that is not
     finite. What is such a copy already is given back."""
-    made = _made(values)
-    made = None if made is None or made.dtype != np.float64 else made
+    made = _made(values, np.float64)
     array = real_array(values, name) if made is None else made
     if ndim is not None and array.ndim != ndim:
         raise ShapeError(name, array.shape, f"{ndim} dimension{'s' if ndim > 1 else ''}")
@@ -36,8 +35,8 @@ def frozen(values: npt.ArrayLike, name: str, ndim: int | None = None) -> Array:
 
 def frozen_indices(values: npt.ArrayLike, name: str) -> Indices:
     """A read-only int64 copy of one dimension, refused when it holds a number below -1; see :func:`frozen`."""
-    made = _made(values)
-    if made is not None and made.dtype == np.int64:
+    made = _made(values, np.int64)
+    if made is not None:
         return made
     indices = whole_array(values, name)
     if indices.ndim != 1 or np.any(indices < -1):
@@ -45,9 +44,10 @@ def frozen_indices(values: npt.ArrayLike, name: str) -> Indices:
     return _kept(indices)
 
 
-def _made(values: Any) -> npt.NDArray[Any] | None:
+def _made(values: Any, dtype: type) -> npt.NDArray[Any] | None:
+    """The array itself, if it was made here."""
     made = _MADE.get(id(values))
-    return made if made is values and not made.flags.writeable else None
+    return made if made is values and made.dtype == dtype and not made.flags.writeable else None
 
 
 def _kept(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

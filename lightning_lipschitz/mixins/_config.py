@@ -105,6 +105,11 @@ class ClipConfig:
         ordered = within is None or (len(within) == 2 and within[0] < within[1])
         require(ordered, _OWNER, "clip_within", within, "None or (low, high) with low < high")
 
+    @property
+    def is_part(self) -> bool:
+        """Whether one of several inputs, or of several outputs, was chosen."""
+        return self.input is not None or self.output is not None
+
 
 NAMES = tuple(field.name for field in fields(ClipConfig))
 

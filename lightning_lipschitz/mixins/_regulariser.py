@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from lightning_lipschitz._lightning import MisconfigurationException, rank_zero_warn
 from lightning_lipschitz.errors import LipschitzError
@@ -79,7 +78,7 @@ class Regulariser:
     def _chosen(self, target: nn.Module, inputs: Any) -> Any:
         """The input that was chosen; a sample of each is kept for the others."""
         config = self.config
-        if config.input is None and config.output is None:
+        if not config.is_part:
             return inputs
         arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else inputs
         arguments = arguments if isinstance(arguments, (tuple, dict)) else (arguments,)
@@ -137,8 +136,7 @@ class Regulariser:
     @torch.no_grad()
     def lower_bound(self, model: nn.Module) -> float | None:
         """The steepest slope between the pairs with the weights as they are now; None before the first step."""
-        chosen = self.config.input is not None or self.config.output is not None
-        if self._pairs is None or (chosen and self._held is None):
+        if self._pairs is None or (self.config.is_part and self._held is None):
             return None
         target = find_target(model, self.config.module, "CLIPMixin")
         like = next(target.parameters())
@@ -157,7 +155,7 @@ class Regulariser:
             state["pairs"] = {name: getattr(self._pairs, name).clone() for name in ("u", "v", "step")}
             state["values"] = self._values.clone()
         if self._held is not None:
-            state["held"] = tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, self._held)
+            state["held"] = self._held
         return state
 
     def load(self, plain: dict[str, Any]) -> None:

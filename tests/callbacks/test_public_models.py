@@ -15,8 +15,8 @@ from pytorch_lightning import seed_everything
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_lipschitz import CLIPMixin
 from lightning_lipschitz.callbacks import LipschitzCallback
+from tests.modules import Fitted, Regularised
 
 EPOCHS, BATCH, SAMPLES = 2, 4, 16
 
@@ -76,28 +76,6 @@ MODELS = {
 }
 
 
-class Regression(pl.LightningModule):
-    """A user's module around the model of somebody else; targets are numbers, as no model here needs labels."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        return self.model(x)
-
-    def training_step(self, batch, batch_idx):
-        x, y = batch
-        return nn.functional.mse_loss(self(x), y)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=1e-2)
-
-
-class Clipped(CLIPMixin, Regression, clip_weight=0.01):
-    pass
-
-
 class Logged(pl.Callback):
     """What was logged in each epoch, seen as the next begins and as the fit ends."""
 
@@ -121,9 +99,7 @@ def fitted(trainer, name, kind, *callbacks):
     make, shape = MODELS[name]
     module = kind(make())
     x = torch.rand(SAMPLES, *shape)
-    with torch.no_grad():
-        y = torch.randn_like(module.eval()(x))
-    trainer(*callbacks, max_epochs=EPOCHS).fit(module.train(), DataLoader(TensorDataset(x, y), BATCH))
+    trainer(*callbacks, max_epochs=EPOCHS).fit(module, DataLoader(TensorDataset(x), BATCH))
     following = torch.rand(1)
     flags = [part.training for part in module.modules()]
     with torch.no_grad():
@@ -132,13 +108,13 @@ def fitted(trainer, name, kind, *callbacks):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_attached_to_a_model_that_knows_nothing_of_it(name, trainer):
-    keys, flags, predicted, following = fitted(trainer, name, Regression)
-    same = fitted(trainer, name, Regression, LipschitzCallback(method="closed-form"))
+    keys, flags, predicted, following = fitted(trainer, name, Fitted)
+    same = fitted(trainer, name, Fitted, LipschitzCallback(method="closed-form"))
     assert same[:2] == (keys, flags)
     assert torch.equal(same[2], predicted)
     assert torch.equal(same[3], following)
     logged = Logged()
-    assert fitted(trainer, name, Clipped, LipschitzCallback(), logged)[:2] == (keys, flags)
+    assert fitted(trainer, name, Regularised, LipschitzCallback(), logged)[:2] == (keys, flags)
     assert len(logged.epochs) == EPOCHS
     for values in logged.epochs:
         assert math.isfinite(values["lipschitz/upper_bound"])

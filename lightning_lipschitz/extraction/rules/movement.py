@@ -69,7 +69,7 @@ def lifted(context: Context, constant: Any, like: Value) -> Value:
 @rule("cat", "concat", "concatenate")
 def cat(context: Context, tensors: list[Any], dim: int = 0) -> Any:
     """Traced and known tensors one after the other."""
-    return carry_out(context, "cat", (_all_values(context, tensors), dim), {})
+    return carry_out(context, "cat", (all_values(context, tensors), dim), {})
 
 
 @rule("broadcast_tensors")
@@ -83,22 +83,13 @@ def broadcast_tensors(context: Context, tensors: list[Any]) -> list[Any]:
 @rule("stack")
 def stack(context: Context, tensors: list[Any], dim: int = 0) -> Any:
     """Traced and known tensors along a new dimension."""
-    return carry_out(context, "stack", (_all_values(context, tensors), dim), {})
+    return carry_out(context, "stack", (all_values(context, tensors), dim), {})
 
 
-def _all_values(context: Context, tensors: Sequence[Any]) -> list[Value]:
+def all_values(context: Context, tensors: Sequence[Any]) -> list[Value]:
+    """Traced tensors as they are, known ones lifted beside them."""
     like = next(each for each in tensors if isinstance(each, Value))
     return [each if isinstance(each, Value) else lifted(context, each, like) for each in tensors]
-
-
-def _register_scatter(operator: str) -> None:
-    @rule(operator)
-    def write(context: Context, x: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
-        return carry_out(context, operator, (*_all_values(context, [x, source]), *args), kwargs)
-
-
-for _operator in ("select_scatter", "slice_scatter", "diagonal_scatter"):
-    _register_scatter(_operator)
 
 
 @rule("copy")

@@ -83,8 +83,37 @@ def _started(context: Context, initial: Any, like: Value) -> Value:
     return initial if isinstance(initial, Value) else lifted(context, initial, like)
 
 
+def _several(initial: Any) -> list[Any]:
+    return list(initial) if isinstance(initial, (list, tuple)) else [initial]
+
+
 def _of_layer(initial: Any, number: int) -> Any:
     return initial.moved(initial.index[number]) if isinstance(initial, Value) else initial[number]
+
+
+def _layers(
+    context: Context, step: Step, x: Value, initial: Any, weights: Sequence[Sequence[Any]], directions: int
+) -> tuple[Value, list[State]]:
+    """The outputs of the last layer, shape (batch, steps, directions * units), and the last states of all.
+
+    Args:
+        context: where they stand.
+        step: of their kind.
+        x: shape (batch, steps, inputs).
+        initial: the first states, shape (layers * directions, batch, units) each.
+        weights: one a layer and direction.
+        directions: one, or two.
+    """
+    ends = []
+    for first in range(0, len(weights), directions):
+        like, outputs = x.moved(x.index[:, 0]), []
+        for number in range(first, first + directions):
+            state = tuple(_started(context, _of_layer(each, number), like) for each in _several(initial))
+            made, end = _direction(context, step, x, state, weights[number], backwards=number > first)
+            outputs.append(made)
+            ends.append(end)
+        x = cat(context, outputs, 2)
+    return x, ends
 
 
 def _register(operator: str, step: Step) -> None:
@@ -109,30 +138,20 @@ def _register(operator: str, step: Step) -> None:
         each, directions = (4 if has_biases else 2), (2 if bidirectional else 1)
         if len(parameters) != each * directions * num_layers:
             raise context.unsupported("not yet", "A projection of the hidden state (proj_size) has no rule.")
-        starts = initial if isinstance(initial, (list, tuple)) else [initial]
-        x = x if batch_first else x.moved(x.index.transpose(0, 1))
-        ends = []
-        for layer in range(num_layers):
-            outputs = []
-            for number in range(layer * directions, (layer + 1) * directions):
-                like = x.moved(x.index[:, 0])
-                state = tuple(_started(context, _of_layer(start, number), like) for start in starts)
-                weights = parameters[each * number : each * (number + 1)]
-                made, end = _direction(context, step, x, state, weights, number % directions == 1)
-                outputs.append(made)
-                ends.append(end)
-            x = cat(context, outputs, 2) if bidirectional else outputs[0]
+        weights = [parameters[start : start + each] for start in range(0, len(parameters), each)]
+        given = x if batch_first else x.moved(x.index.transpose(0, 1))
+        made, ends = _layers(context, step, given, initial, weights, directions)
         last = tuple(stack(context, list(states), 0) for states in zip(*ends, strict=True))
-        return (x if batch_first else x.moved(x.index.transpose(0, 1))), *last
+        return (made if batch_first else made.moved(made.index.transpose(0, 1)), *last)
 
     @rule(f"{operator}_cell")
     def cell(
         context: Context, x: Any, initial: Any, w_input: Any, w_state: Any, b_input: Any = None, b_state: Any = None
     ) -> Any:
         """One step."""
-        starts = initial if isinstance(initial, (list, tuple)) else [initial]
-        like = x if isinstance(x, Value) else next(each for each in starts if isinstance(each, Value))
-        x, *state = (_started(context, each, like) for each in (x, *starts))
+        given = [x, *_several(initial)]
+        like = next(each for each in given if isinstance(each, Value))
+        x, *state = (_started(context, each, like) for each in given)
         last = linear(context, state[0], w_state, b_state)
         made = step(context, linear(context, x, w_input, b_input), last, tuple(state))
         return made if len(made) > 1 else made[0]

@@ -9,16 +9,10 @@ import torch
 
 from lightning_lipschitz.extraction.registry import Context, rule
 from lightning_lipschitz.extraction.rules.linear import add, mul
-from lightning_lipschitz.extraction.rules.movement import carry_out, lifted
+from lightning_lipschitz.extraction.rules.movement import all_values, carry_out, lifted
 from lightning_lipschitz.extraction.value import Value
 
 Targets = Callable[[torch.Tensor], torch.Tensor]
-
-
-def _as_values(context: Context, x: Any, source: Any) -> tuple[Value, Value]:
-    like = source if isinstance(source, Value) else x
-    x, source = (each if isinstance(each, Value) else lifted(context, each, like) for each in (x, source))
-    return x, source
 
 
 def _known(context: Context, *positions: Any) -> None:
@@ -35,7 +29,7 @@ def _added(context: Context, x: Any, source: Any, targets: Targets) -> Value:
         source: the entries.
         targets: makes of the numbers of all positions of ``x`` those that the entries of ``source`` are added at.
     """
-    x, source = _as_values(context, x, source)
+    x, source = all_values(context, [x, source])
     target = targets(torch.arange(x.index.numel()).reshape(x.shape))
     source = source.moved(source.index.expand(target.shape))
     nothing = lifted(context, torch.zeros(x.shape, dtype=torch.float64), x)
@@ -51,6 +45,16 @@ def _added(context: Context, x: Any, source: Any, targets: Targets) -> Value:
         index[target[rank == number]] = codes[rank == number]
         result = add(context, result, Value(node, size, index.reshape(x.shape), x.batch))
     return result
+
+
+def _register_write(operator: str) -> None:
+    @rule(operator)
+    def write(context: Context, x: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
+        return carry_out(context, operator, (*all_values(context, [x, source]), *args), kwargs)
+
+
+for _operator in ("select_scatter", "slice_scatter", "diagonal_scatter"):
+    _register_write(_operator)
 
 
 @rule("scatter_add")
@@ -87,7 +91,7 @@ def index_put(context: Context, x: Any, indices: list[Any], values: Any, accumul
     given = [slice(None) if each is None else each for each in indices]
     if accumulate:
         return _added(context, x, values, lambda every: every[tuple(given)])
-    x, values = _as_values(context, x, values)
+    x, values = all_values(context, [x, values])
     return carry_out(context, "index_put", (x, indices, values), {})
 
 
@@ -97,7 +101,7 @@ def scatter(context: Context, x: Any, dim: int, index: Any, source: Any) -> Any:
     _known(context, index)
     if not isinstance(source, (Value, torch.Tensor)):
         source = torch.full(index.shape, source, dtype=torch.float64)
-    x, source = _as_values(context, x, source)
+    x, source = all_values(context, [x, source])
     return carry_out(context, "scatter", (x, dim, index, source), {})
 
 
@@ -105,5 +109,5 @@ def scatter(context: Context, x: Any, dim: int, index: Any, source: Any) -> Any:
 def index_copy(context: Context, x: Any, dim: int, index: Any, source: Any) -> Any:
     """Known rows written over."""
     _known(context, index)
-    x, source = _as_values(context, x, source)
+    x, source = all_values(context, [x, source])
     return carry_out(context, "index_copy", (x, dim, index, source), {})
