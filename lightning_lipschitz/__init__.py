@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 from lightning_lipschitz.api import certify, lower_bound, verify
 from lightning_lipschitz.bounds.lower import LowerBound
 from lightning_lipschitz.certificate import Certificate, Status
+from lightning_lipschitz.differentiable import DifferentiableBound
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.pairwise import PairwiseBounds, pairwise_bounds
 from lightning_lipschitz.training import project
 
 if TYPE_CHECKING:
-    from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, LipschitzCallback
+    from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, LipschitzCallback, LipschitzMargin
     from lightning_lipschitz.metrics import CertifiedAccuracy, CertifiedRadius, LipschitzLowerBound
     from lightning_lipschitz.mixins import ClipConfig, CLIPMixin
 
@@ -22,11 +23,13 @@ __all__ = [
     "CertifiedAccuracy",
     "CertifiedRadius",
     "ClipConfig",
+    "DifferentiableBound",
     "LipschitzADMM",
     "LipschitzBarrier",
     "LipschitzCallback",
     "LipschitzError",
     "LipschitzLowerBound",
+    "LipschitzMargin",
     "LowerBound",
     "PairwiseBounds",
     "Status",

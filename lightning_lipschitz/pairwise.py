@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import MappingProxyType
@@ -11,9 +11,9 @@ from typing import Any, TypeAlias, get_args
 import numpy as np
 
 from lightning_lipschitz.api import Model, read
-from lightning_lipschitz.bounds import cost
+from lightning_lipschitz.bounds import cost, swept
 from lightning_lipschitz.bounds.clock import Clock
-from lightning_lipschitz.bounds.pairwise import Pair, difference, pairs, shared_proposals, shared_work
+from lightning_lipschitz.bounds.pairwise import RATIOS, Pair, difference, pairs, shared_proposals, shared_work
 from lightning_lipschitz.bounds.search import certify_network, searching
 from lightning_lipschitz.bounds.settings import MatrixMethod, Method, Settings, Solver, require_choice
 from lightning_lipschitz.bounds.signing import sign_nearby
@@ -93,12 +93,14 @@ def pairwise_bounds(
     time_limit: float | None = None,
     refine: bool = True,
     slopes: tuple[float, float] = (0.0, 1.0),
+    warm_start: Certificate | Multipliers | None = None,
 ) -> PairwiseBounds:
     r"""Proved bounds of the l2 Lipschitz constants of all differences of two outputs.
 
     A class i that leads by ``f_i(x) - f_j(x)`` still leads at every input closer than that over the constant of
     ``f_i - f_j``; sqrt(2) times the constant of f, the other bound of it, is never smaller than what is returned here.
-    One search is done for all outputs; each pair then takes its multipliers, scaled by the best factor (see
+    One search is done for all outputs, and one for the mean of log K_ij (:mod:`lightning_lipschitz.bounds.swept`); each
+    pair then takes the multipliers of these, scaled by the best factor (see
     :mod:`lightning_lipschitz.bounds.pairwise`), or a closed form, and where there is time its own search.
     Every entry is proved by the kernel.
 
@@ -114,6 +116,8 @@ def pairwise_bounds(
             for a minute at most, in all.
         refine: whether every pair has a search of its own, the largest bounds first. Without it, the cost is little
             more than that of :func:`lightning_lipschitz.certify`.
+        warm_start: multipliers that are offered beside those found: of a certificate of nearly the same network, or
+            of :meth:`.DifferentiableBound.multipliers`. Those of a margin loss prove more than a search finds.
 
     Raises:
         ArgumentError: a single output, or an argument that cannot be used; else as :func:`lightning_lipschitz.certify`.
@@ -131,7 +135,8 @@ def pairwise_bounds(
     network = _explicit(model, example_input, slopes)
     if network.output.size < 2:
         raise ArgumentError("model", f"{network.output.size} output", "one with two or more outputs; use `certify`")
-    return _PairSearch(network, settings, refine, clock).run()
+    offered = warm_start if isinstance(warm_start, (Multipliers, type(None))) else warm_start.proof
+    return _PairSearch(network, settings, refine, clock, offered).run()
 
 
 def _explicit(model: Model, example_input: Any, slopes: tuple[float, float] = (0.0, 1.0)) -> Network:
@@ -145,8 +150,8 @@ def _explicit(model: Model, example_input: Any, slopes: tuple[float, float] = (0
 class _PairSearch:
     """From the whole to the pairs; keeps the best proved bound of each."""
 
-    def __init__(self, network: Network, settings: Settings, refine: bool, clock: Clock) -> None:
-        self.network, self.settings, self.refine = network, settings, refine
+    def __init__(self, network: Network, settings: Settings, refine: bool, clock: Clock, offered: Any = None) -> None:
+        self.network, self.settings, self.refine, self.offered = network, settings, refine, offered
         self.clock = searching(settings, clock)
         self.best: dict[Pair, Proved] = {}
         self.refined: set[Pair] = set()
@@ -154,8 +159,12 @@ class _PairSearch:
     def run(self) -> PairwiseBounds:
         whole = self._certify(self.network, 2)
         self.best = dict.fromkeys(pairs(self.network.output.size), (_sqrt2_times(whole.upper_bound), None))
+        if isinstance(self.offered, Multipliers) and _fits(self.offered, self.network):
+            self._share(self.offered, _AS_THEY_ARE)
         if isinstance(whole.proof, Multipliers):
             self._share(whole.proof)
+        if self.settings.method in ("auto", "sweep"):
+            self._sweep()
         if self.refine and self.settings.method not in _SIMPLE:
             self._refine()
         self._simple()
@@ -179,11 +188,22 @@ class _PairSearch:
                     continue
                 self._offer(pair, found)
 
-    def _share(self, point: Multipliers) -> None:
-        if not self.clock.fits(self.clock.needs(shared_work(self.network))):
+    def _sweep(self) -> None:
+        """Multipliers that are best for all pairs together."""
+        steps = cost.swept_step(self.network).times(_FEWEST_STEPS)
+        if not self.network.layers or not self.clock.fits(self.clock.needs(steps)):
+            return
+        try:
+            found = swept.propose(self.network, self.clock.share(2), objective=swept.mean_log_pairs)
+        except SolverError:
+            return
+        self._share(found.multipliers, _AS_THEY_ARE)
+
+    def _share(self, point: Multipliers, ratios: Sequence[float] = tuple(RATIOS)) -> None:
+        if not self.clock.fits(self.clock.needs(shared_work(self.network, len(ratios)))):
             return
         proof = self.clock.needs(cost.proof(self.network))
-        for pair, proposal in shared_proposals(self.network, point).items():
+        for pair, proposal in shared_proposals(self.network, point, ratios).items():
             if not self.clock.fits(proof):
                 return
             self._offer(pair, sign_nearby(difference(self.network, pair), proposal))
@@ -217,6 +237,13 @@ class _PairSearch:
 
 
 _SIMPLE: tuple[Method, ...] = ("norm-product", "closed-form")
+_AS_THEY_ARE = (1.0,)  # ratios of multipliers that were made for the pairs
+_FEWEST_STEPS = 60  # of swept multipliers, that are worth it
+
+
+def _fits(point: Multipliers, network: Network) -> bool:
+    """Whether there is a multiplier for every unit."""
+    return [value.shape for value in point.values] == [(layer.size,) for layer in network.layers]
 
 
 def _sqrt2_times(bound: float) -> float:

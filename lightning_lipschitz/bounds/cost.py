@@ -133,6 +133,12 @@ def sweep(network: Network) -> Work:
     return small.times(2.0) + reduction(network)  # forwards, blocks are inverted
 
 
+def swept_step(network: Network) -> Work:
+    """Work of one step of swept multipliers: the sweep forwards, and its derivative."""
+    sizes = _reduced(network)
+    return elimination(network, sizes).times(4.0) + Work(eigen=9.0 * sum(float(size) ** 3 for size in sizes[1:]))
+
+
 def reduction(network: Network) -> Work:
     """Work to make the problem smaller: the input's QR factorisation."""
     inputs, rows = float(network.input_size), float(_reduced(network)[0])

@@ -108,8 +108,12 @@ class Reduced:
         return demand
 
 
-def reduce(network: Network) -> Reduced:
+def reduce(network: Network, *, keep_outputs: bool = False) -> Reduced:
     """The equivalent smaller, scaled network; see the module's docstring.
+
+    Args:
+        network: as given.
+        keep_outputs: leave out the third step, for what looks at single outputs.
 
     Example:
         >>> import numpy as np
@@ -118,7 +122,8 @@ def reduce(network: Network) -> Reduced:
         (2, 2)
     """
     moving = moving_units(network)
-    small = _shrink_output(_shrink_input(_keep(network, moving)))
+    small = _shrink_input(_keep(network, moving))
+    small = small if keep_outputs else _shrink_output(small)
     exponents = _gain_exponents(small)
     return Reduced(_rescale(small, exponents), network, moving, exponents)
 

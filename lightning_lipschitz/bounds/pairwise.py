@@ -13,6 +13,7 @@ out above sqrt(2) times the bound of the whole. Nothing here is believed: each p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -27,7 +28,7 @@ from lightning_lipschitz.graph.network import Affine, Network, Term
 
 Pair = tuple[int, int]
 
-_RATIOS = np.geomspace(1.0 / 16.0, 64.0, 81)  # of r to rho of the whole network; neighbours differ by 9 %
+RATIOS = np.geomspace(1.0 / 16.0, 64.0, 81)  # of r to rho of the whole network; neighbours differ by 9 %
 _INWARDS = 1e-9  # relative: proposals lie this much inside of the boundary
 _ROUNDING = 1.0000001 * 2.0**-53
 
@@ -59,11 +60,19 @@ def difference(network: Network, pair: Pair) -> Network:
     return replace(network, output=Affine(terms, bias))
 
 
-def shared_proposals(network: Network, whole: Multipliers) -> dict[Pair, Proposal]:
-    """For each pair the best point of the ray through ``whole``, on a grid of r; empty where no factorisation runs."""
+def shared_proposals(
+    network: Network, whole: Multipliers, ratios: Sequence[float] = tuple(RATIOS)
+) -> dict[Pair, Proposal]:
+    """For each pair the best point of the ray through ``whole``, on a grid of r; empty where no factorisation runs.
+
+    Args:
+        network: of all outputs.
+        whole: a point of it.
+        ratios: of r to rho of that point.
+    """
     form = _InputEliminated(network, whole)
     best = dict.fromkeys(pairs(network.output.size), (np.inf, 0.0))  # rho, s
-    for r in whole.rho * _RATIOS:
+    for r in whole.rho * np.asarray(ratios):
         gram = form.gram(r)
         if gram is None:
             continue
@@ -78,12 +87,12 @@ def shared_proposals(network: Network, whole: Multipliers) -> dict[Pair, Proposa
     }
 
 
-def shared_work(network: Network) -> cost.Work:
+def shared_work(network: Network, ratios: int = len(RATIOS)) -> cost.Work:
     """What :func:`shared_proposals` costs: a factorisation for every ratio, after the input has been eliminated."""
     inputs, units = float(network.input_size), float(network.num_units)
     each = cost.Work(product=2.0 * inputs * units**2, factor=units**3 / 3.0)
     slopes = any(np.any(layer.alpha * layer.beta) for layer in network.layers)
-    return each.times(len(_RATIOS)) + cost.Work(eigen=9.0 * inputs**3 if slopes else 0.0)
+    return each.times(ratios) + cost.Work(eigen=9.0 * inputs**3 if slopes else 0.0)
 
 
 class _InputEliminated:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from lightning_lipschitz.bounds import closed_form, cost, interior_point, norm_product
+from lightning_lipschitz.bounds import closed_form, cost, interior_point, norm_product, swept
 from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.lipsdp import Sharing
 from lightning_lipschitz.bounds.settings import Settings
@@ -20,6 +20,7 @@ from lightning_lipschitz.errors import SolverError, TimeLimitError
 from lightning_lipschitz.graph.network import Network
 
 SEARCH_SECONDS = 60.0  # a default that a user can wait for
+FEWEST_STEPS = 60  # of swept multipliers, that are worth it
 INTERIOR_RHO = 1.1  # the closed-form point with rho raised by this factor is well inside the feasible set
 
 NOTHING_PROVED = "no method gave a bound that could be verified; the bound may lie beyond the range of float64."
@@ -68,7 +69,8 @@ def _search(network: Network, settings: Settings, clock: Clock) -> Found:
     clock = searching(settings, clock)
     try:
         start = sweeps[0].multipliers
-        better, asked = _split(network, cuts, settings, clock) if cuts else _lipsdp(network, start, settings, clock)
+        whole = not cuts or _prefers_sweep(network, settings, clock)
+        better, asked = _lipsdp(network, start, settings, clock) if whole else _split(network, cuts, settings, clock)
     except TimeLimitError:
         return signed, replace(simple, status=Status.TIME_LIMIT)
     except SolverError:
@@ -117,7 +119,17 @@ def _lipsdp(network: Network, start: Multipliers, settings: Settings, clock: Clo
     return _signed(signed), replace(proposal, status=_status(proposal, signed, settings.rtol))
 
 
+def _prefers_sweep(network: Network, settings: Settings, clock: Clock) -> bool:
+    """Whether "auto" has the time for swept multipliers of a whole that is too large for an interior point."""
+    if settings.method != "auto" or settings.split_size is not None or settings.solver not in ("auto", "native"):
+        return False
+    steps = cost.swept_step(network).times(FEWEST_STEPS)
+    return clock.fits(clock.needs(steps)) and cost.memory(network, matrices=6) < cost.room()
+
+
 def _optimise(network: Network, settings: Settings, clock: Clock) -> Proposal:
+    if settings.method == "sweep":
+        return swept.propose(network, clock)
     sharing: Sharing = "layer" if settings.method == "lipsdp-layer" else "neuron"
     if settings.solver == "clarabel" or settings.solver == "scs":
         if clock.limit is not None and not clock.fits(cost.conic(network, settings.solver)):
@@ -130,6 +142,8 @@ def _optimise(network: Network, settings: Settings, clock: Clock) -> Proposal:
     if clock.limit is not None and not (
         clock.fits(cost.first_step(network).seconds) and cost.memory(network) < cost.room()
     ):
+        if _prefers_sweep(network, settings, clock):
+            return swept.propose(network, clock)
         raise TimeLimitError
     return interior_point.propose(
         network,

@@ -12,7 +12,7 @@ import torch
 
 from lightning_lipschitz.errors import ArgumentError, MissingExtraError
 
-MatrixMethod = Literal["auto", "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron"]
+MatrixMethod = Literal["auto", "norm-product", "closed-form", "sweep", "lipsdp-layer", "lipsdp-neuron"]
 ProvedMethod = Literal[MatrixMethod, "composed"]
 Method = Literal[ProvedMethod, "lipsdp-network"]
 Solver = Literal["auto", "native", "clarabel", "scs"]

@@ -7,5 +7,6 @@ Nothing that leaves here is believed: the kernel in :mod:`lightning_lipschitz.ce
 from lightning_lipschitz.bounds.inequality.log_determinant import Inequality, Point
 from lightning_lipschitz.bounds.inequality.structure import Blocks, Structure, blocks_of
 from lightning_lipschitz.bounds.inequality.sweep import Swept, sweep
+from lightning_lipschitz.bounds.inequality.warm import WarmEigenvalues
 
-__all__ = ["Blocks", "Inequality", "Point", "Structure", "Swept", "blocks_of", "sweep"]
+__all__ = ["Blocks", "Inequality", "Point", "Structure", "Swept", "WarmEigenvalues", "blocks_of", "sweep"]

@@ -20,18 +20,26 @@ neural networks", NeurIPS 2024), on any graph. Cost: an eigenvalue and a Cholesk
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lightning_lipschitz.bounds.inequality.structure import Blocks, Structure
 
+Largest: TypeAlias = Callable[[int, Tensor], Tensor]  # a layer, its matrix -> a number near its largest eigenvalue
+
 SLACK = 1e-8  # relative step into the interior, where rounding cannot spoil the proof
 SMALLEST_PIVOT = 1e-3  # 1 - |s| / w is kept above it: with slopes [-kappa, kappa] the best pivot is singular
 SHARED_PIVOT = 0.5  # in place of it where others read what the layer reads: the best number for x + |x|
 _HALVINGS = 60
+
+
+def largest_eigenvalue(_: int, matrix: Tensor) -> Tensor:
+    """The largest eigenvalue, to rounding."""
+    return torch.linalg.eigvalsh(matrix)[-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +61,7 @@ def sweep(
     blocks: Blocks,
     log_weights: Sequence[Tensor] | None = None,
     shares: Sequence[Tensor] | None = None,
+    largest: Largest = largest_eigenvalue,
 ) -> Swept | None:
     """The feasible point of these parameters; differentiable in them and in the weights.
 
@@ -62,18 +71,20 @@ def sweep(
         log_weights: theta, shape (n_k,) a layer, equal within groups; ``lambda = c exp(theta)``. Zero by default.
         shares: how much of what c may be it is, a number in (0, 1) a layer. By default what leaves most to the layers
             behind, as in the closed form.
+        largest: finds p. A number below it is good enough where shares leave room: what is not feasible in the end is
+            found out by its factorisation, and made smaller.
 
     Returns:
         A point; None where a layer, or the output, does not depend on the input.
     """
     first = {k: block for (k, j), block in blocks.items() if j == 0}
-    G = {(i, j): first[i] @ first[j].mT for i in first for j in first if i >= j}
+    G = {(i, j): _gram(first[i]) if i == j else first[i] @ first[j].mT for i in first for j in first if i >= j}
     multipliers = []
     for k in range(1, structure.last):
         if (k, k) not in G:
             return None
         weights = None if log_weights is None else log_weights[k - 1].exp()
-        pivot = _Pivot.of(structure, k, G, weights, None if shares is None else shares[k - 1])
+        pivot = _Pivot.of(structure, k, G, weights, None if shares is None else shares[k - 1], largest)
         if pivot is None:
             return None
         multipliers.append(pivot.lam)
@@ -84,12 +95,13 @@ def sweep(
 
 @dataclass(frozen=True, eq=False)
 class _Pivot:
-    """A layer with its multipliers: ``row = Lambda s``, ``bend = D``, ``inner = I + G D`` and X's lower factor."""
+    """A layer with its multipliers: ``row = Lambda s``, ``bend = D``, ``inner = I + G D``, X and its lower factor."""
 
     lam: Tensor
     row: Tensor
     bend: Tensor | None
     inner: Tensor
+    form: Tensor
     factor: Tensor
 
     @classmethod
@@ -100,6 +112,7 @@ class _Pivot:
         G: dict[tuple[int, int], Tensor],
         weights: Tensor | None,
         share: Tensor | None,
+        largest: Largest,
     ) -> _Pivot | None:
         """None where the layer does not depend on the input; smaller multipliers than asked for where slopes that
         differ inside the layer make the formula overshoot."""
@@ -107,7 +120,7 @@ class _Pivot:
         least, most = float(alpha.min()), float(beta.max())
         s, w = least + most, most - least
         seen = own if weights is None else own * torch.outer(weights.sqrt(), weights.sqrt())
-        p = torch.linalg.eigvalsh(seen)[-1]
+        p = largest(k, seen)
         if not bool(p > 0):
             return None
         if share is None:
@@ -123,9 +136,10 @@ class _Pivot:
                 bend = 2.0 * lam * alpha * beta
                 inner = torch.eye(len(own), dtype=own.dtype, device=own.device) + own * bend
             middle = own if bend is None else torch.linalg.solve(inner, own)
-            factor, info = torch.linalg.cholesky_ex(torch.diag(2.0 * lam) - row[:, None] * middle * row)
+            form = torch.diag(2.0 * lam) - middle * torch.outer(row, row)
+            factor, info = torch.linalg.cholesky_ex(form.detach())
             if not int(info):
-                return cls(lam, row, bend, inner, factor)
+                return cls(lam, row, bend, inner, form, factor)
             lam = 0.5 * lam
         return None
 
@@ -139,10 +153,53 @@ def _eliminate(G: dict[tuple[int, int], Tensor], k: int, pivot: _Pivot, direct: 
         before = {i: torch.linalg.solve(pivot.inner.mT, b, left=False) for i, b in across.items()}
     V = {i: b * pivot.row for i, b in before.items()}
     V |= {i: V[i] + W if i in V else W for i, W in direct.items()}
-    halves = {i: torch.linalg.solve_triangular(pivot.factor, v.mT, upper=False) for i, v in V.items()}
-    for i, left in halves.items():
-        for j in (j for j in halves if j <= i):
-            new = left.mT @ halves[j]
+    products = _congruent(pivot.form, pivot.factor, torch.cat([v.mT for v in V.values()], dim=1))
+    sizes = [len(v) for v in V.values()]
+    rows = (row.split(sizes, dim=1) for row in products.split(sizes))
+    for i, blocks in zip(V, rows, strict=True):
+        for j, new in zip(V, blocks, strict=True):
+            if j > i:
+                continue
             if pivot.bend is not None and i in across and j in across:
                 new = new - before[i] * pivot.bend @ across[j].mT
             G[i, j] = G[i, j] + new if (i, j) in G else new
+
+
+class _Congruence(torch.autograd.Function):
+    """``V' X^-1 V`` of a positive definite X with its lower factor, whose derivative takes two products; that of the
+    factorisation itself would take four solves with X."""
+
+    @staticmethod
+    def forward(ctx: Any, form: Tensor, factor: Tensor, V: Tensor) -> Tensor:  # noqa: N803
+        half = torch.linalg.solve_triangular(factor, V, upper=False)
+        ctx.save_for_backward(torch.linalg.solve_triangular(factor.mT, half, upper=True))
+        return half.mT @ half
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (solved,) = ctx.saved_tensors
+        both = solved @ (slope + slope.mT)
+        of_form, _, of_rows = ctx.needs_input_grad
+        return -0.5 * both @ solved.mT if of_form else None, None, both if of_rows else None
+
+
+def _congruent(form: Tensor, factor: Tensor, V: Tensor) -> Tensor:  # noqa: N803
+    return _Congruence.apply(form, factor, V)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Gram(torch.autograd.Function):
+    """``A A'`` of a real A, whose derivative takes one product where that of ``A @ A.mT`` takes two."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return rows @ rows.mT
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
+        (rows,) = ctx.saved_tensors
+        return (slope + slope.mT) @ rows
+
+
+def _gram(rows: Tensor) -> Tensor:
+    return _Gram.apply(rows)  # type: ignore[no-any-return, no-untyped-call]

@@ -1,0 +1,144 @@
+"""DifferentiableBound: a number near the Lipschitz bound of a model, with a graph to its parameters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lipschitz.bounds.settings import require_choice
+from lightning_lipschitz.certificate import Multipliers
+from lightning_lipschitz.differentiable.swept import SweptForm
+from lightning_lipschitz.errors import ArgumentError
+from lightning_lipschitz.extraction import Input, Output, input_of, part, submodule
+
+BoundMethod = Literal["auto", "sweep", "product"]
+
+WIDEST = 1024  # units of a layer that "auto" sweeps: each step takes a factorisation of that size
+
+
+class Form(Protocol):
+    """How the number is computed. Every call uses the parameters of that moment, on their device."""
+
+    def whole(self) -> Tensor:
+        """Bound of the map to all outputs: a scalar with a graph, float32 or float64."""
+
+    def pairs(self) -> Tensor:
+        """K_ij of ``f_i - f_j``, shape (outputs, outputs), with a graph; zeros on the diagonal, without a gradient."""
+
+    def step(self) -> None:
+        """Move what is not a weight by one step of its own; once an optimizer step."""
+
+    def multipliers(self) -> Multipliers | None:
+        """A proposal for the kernel, of the network of this moment; None where there is none."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors of the CPU and plain values."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+
+
+class DifferentiableBound:
+    r"""A number near the certified bound of a model, as a function of its weights with a graph: for a loss.
+
+    It proves nothing; :func:`lightning_lipschitz.certify` does. It has no parameters and no buffers, so that neither
+    ``state_dict`` keys nor optimizers see it, and it draws no global random numbers. It is of the model in evaluation
+    mode and uses the parameters of the moment when it is called, on their device, outside of autocast.
+
+    * "sweep": LipSDP's matrix inequality with multipliers that are feasible by construction and follow the weights, one
+      step for each :meth:`step`. From above but for rounding. For models with explicit matrices: a factorisation of
+      each layer's width a step.
+
+    Args:
+        model: any module that :func:`lightning_lipschitz.certify` reads.
+        example_input: as there.
+        method: "sweep", "product", or "auto": "sweep" where no layer has more than 1,024 units and explicit matrices
+            fit.
+        module: as there.
+        input: as there.
+        output: as there.
+
+    Attributes:
+        method: "sweep" or "product".
+
+    Raises:
+        ArgumentError, LipschitzError: as :func:`lightning_lipschitz.certify`; a method that this model has not.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> bound = DifferentiableBound(net, torch.zeros(1, 4))
+        >>> bound().backward()  # and a step of the optimizer, then:
+        >>> bound.step()
+        >>> net[0].weight.grad.shape, bound.pairs().shape
+        (torch.Size([8, 4]), torch.Size([3, 3]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Any = None,
+        *,
+        method: BoundMethod = "auto",
+        module: str = "",
+        input: Input = None,
+        output: Output = None,
+    ) -> None:
+        require_choice("method", method, get_args(BoundMethod))
+        given = getattr(model, "example_input_array", None) if example_input is None else example_input
+        if given is None:
+            raise ArgumentError("example_input", None, "one batch of inputs of the model")
+        if module and example_input is None:
+            given = input_of(model, module, given)
+        self._part, example = part(submodule(model, module), given, input, output)
+        self.method, self._form = _form(self._part, example, method)
+
+    def __call__(self) -> Tensor:
+        """The bound of the map to all outputs: a scalar, output units per input unit."""
+        with self._exact():
+            return self._form.whole()
+
+    def pairs(self) -> Tensor:
+        """K_ij for ``f_i - f_j``, shape (outputs, outputs), zeros on the diagonal; see :func:`.margin_cross_entropy`."""
+        with self._exact():
+            return self._form.pairs()
+
+    def step(self) -> None:
+        """Let what is no weight follow: once for each step of the optimizer."""
+        with self._exact(), torch.enable_grad():
+            self._form.step()
+
+    def multipliers(self) -> Multipliers | None:
+        """A proposal that the kernel can prove, ``warm_start`` of :func:`lightning_lipschitz.pairwise_bounds`; None
+        where the method has none."""
+        with self._exact():
+            return self._form.multipliers()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes on from here: tensors of the CPU and plain values."""
+        return {"method": self.method, **self._form.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`; of the state of another method, nothing is taken."""
+        if state["method"] == self.method:
+            self._form.load_state_dict(state)
+
+    @contextlib.contextmanager
+    def _exact(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for device in {"cpu", *(p.device.type for p in self._part.parameters())}:
+                stack.enter_context(torch.autocast(device, enabled=False))
+            yield
+
+
+def _form(model: nn.Module, example: Tensor, method: BoundMethod) -> tuple[BoundMethod, Form]:
+    if method == "product":
+        raise ArgumentError("method", method, "sweep")
+    return "sweep", SweptForm(model, example)
+
+
+__all__ = ["BoundMethod", "DifferentiableBound", "Form"]
