@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -33,7 +34,7 @@ class RaisedCrossEntropy(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.cross_entropy:
+        if func is F.cross_entropy and not torch.compiler.is_compiling():
             given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
             logits = self._of(given.get("input"), given.get("target"))
             if logits is not None:

@@ -133,6 +133,7 @@ class LipschitzMargin(PartCallback):
             self._submodule.find(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stepped = trainer.global_step
         endless = trainer.estimated_stepping_batches == float("inf")
         if endless and self.schedule != "constant":
             raise MisconfigurationException(

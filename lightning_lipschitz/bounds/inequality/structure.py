@@ -84,6 +84,23 @@ class Structure:
         return frozenset([self.last, *(k for k, product in enumerate(self.product, 1) if bool(product.any()))])
 
     @cached_property
+    def widths(self) -> list[Tensor]:
+        """beta - alpha, a layer."""
+        return [beta - alpha for alpha, beta in zip(self.alpha, self.beta, strict=True)]
+
+    @cached_property
+    def spans(self) -> list[tuple[float, float]]:
+        """(alpha + beta, beta - alpha) of the widest interval of slopes in every layer."""
+        ends = [(float(alpha.min()), float(beta.max())) for alpha, beta in zip(self.alpha, self.beta, strict=True)]
+        return [(least + most, most - least) for least, most in ends]
+
+    @cached_property
+    def plain(self) -> frozenset[int]:
+        """Layers whose slopes all lie in [0, 1] and no smaller interval."""
+        ends = enumerate(zip(self.alpha, self.beta, strict=True), 1)
+        return frozenset(k for k, (alpha, beta) in ends if not bool(alpha.any()) and bool((beta == 1.0).all()))
+
+    @cached_property
     def has_plain_input(self) -> bool:
         """Whether M's block of x is rho I."""
         return not any(0 in self.reads[k - 1] for k in self.squared)

@@ -6,10 +6,10 @@ reached, its pivot is, with D = 2 Lambda diag(alpha beta) and s = alpha + beta,
 
     X = 2 Lambda - Lambda diag(s) (I + G_kk D)^-1 G_kk diag(s) Lambda,
 
-positive definite if and only if c in ``Lambda = c diag(t)^2`` is below a number that the largest eigenvalue p of
-``diag(t) G_kk diag(t)`` tells, for slopes that are alike in the layer: ``c < 2 / (w^2 p)``, w = beta - alpha. So every
-t > 0 and every share of that number in (0, 1) give multipliers that prove a bound, and all multipliers that prove one
-are reached: LipSDP becomes an unconstrained smooth problem. Afterwards
+positive definite if and only if c in ``Lambda = c diag(t / w)^2``, w = beta - alpha, is below ``2 / p`` with p the
+largest eigenvalue of ``diag(t) G_kk diag(t)``: put ``z = alpha y + w u``, a congruence, and u has slopes [0, 1]. So
+every t > 0 and every share of that number in (0, 1) give multipliers that prove a bound, and all multipliers that prove
+one are reached: LipSDP becomes an unconstrained smooth problem. Afterwards
 
     G <- G - G_.k D (I + G_kk D)^-1 G_k. + V' X^-1 V,      V = W_.k' + Lambda diag(s) (I + G_kk D)^-1 G_k.
 
@@ -20,7 +20,7 @@ neural networks", NeurIPS 2024), on any graph. Cost: an eigenvalue and a Cholesk
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -29,17 +29,19 @@ from torch import Tensor
 
 from lightning_lipschitz.bounds.inequality.structure import Blocks, Structure
 
-Largest: TypeAlias = Callable[[int, Tensor], Tensor]  # a layer, its matrix -> a number near its largest eigenvalue
+#: A layer, G, t -> a number near the largest eigenvalue of ``diag(t) G diag(t)``; t is one where it is None.
+Largest: TypeAlias = Callable[[int, Tensor, "Tensor | None"], Tensor]
 
 SLACK = 1e-8  # relative step into the interior, where rounding cannot spoil the proof
 SMALLEST_PIVOT = 1e-3  # 1 - |s| / w is kept above it: with slopes [-kappa, kappa] the best pivot is singular
 SHARED_PIVOT = 0.5  # in place of it where others read what the layer reads: the best number for x + |x|
-_HALVINGS = 60
+_DOUBLINGS = 60
 
 
-def largest_eigenvalue(_: int, matrix: Tensor) -> Tensor:
-    """The largest eigenvalue, to rounding."""
-    return torch.linalg.eigvalsh(matrix)[-1]
+def largest_eigenvalue(_: int, matrix: Tensor, scale: Tensor | None = None) -> Tensor:
+    """The largest eigenvalue of ``diag(scale) matrix diag(scale)``, to rounding."""
+    seen = matrix if scale is None else matrix * torch.outer(scale, scale)
+    return torch.linalg.eigvalsh(seen)[-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +97,11 @@ def sweep(
 
 @dataclass(frozen=True, eq=False)
 class _Pivot:
-    """A layer with its multipliers: ``row = Lambda s``, ``bend = D``, ``inner = I + G D``, X and its lower factor."""
+    """A layer with its multipliers: ``total = diag(s)``, ``bend = D``, ``inner = I + G D``, ``form = Lambda^-1 X
+    Lambda^-1`` and the lower factor of that. ``total`` is None where it is one, ``bend`` where it is zero."""
 
     lam: Tensor
-    row: Tensor
+    total: Tensor | None
     bend: Tensor | None
     inner: Tensor
     form: Tensor
@@ -116,32 +119,44 @@ class _Pivot:
     ) -> _Pivot | None:
         """None where the layer does not depend on the input; smaller multipliers than asked for where slopes that
         differ inside the layer make the formula overshoot."""
-        own, alpha, beta = G[k, k], structure.alpha[k - 1], structure.beta[k - 1]
-        least, most = float(alpha.min()), float(beta.max())
-        s, w = least + most, most - least
-        seen = own if weights is None else own * torch.outer(weights.sqrt(), weights.sqrt())
-        p = largest(k, seen)
-        if not bool(p > 0):
-            return None
+        own, (s, w) = G[k, k], structure.spans[k - 1]
+        step: Tensor | float
         if share is None:
             shared = any(i != k for i, j in G if j == k)
             back = (SHARED_PIVOT if shared else SMALLEST_PIVOT) * (1.0 - abs(s) / w)
-            lam = (1.0 - max(SLACK, back)) * 2.0 / (w * (w + abs(s))) / p * torch.ones_like(own[0])
+            step = (1.0 - max(SLACK, back)) * 2.0 / (w * (w + abs(s)))
         else:
-            lam = (1.0 - SLACK) * share * 2.0 / w**2 / p * torch.ones_like(own[0])
-        lam = lam if weights is None else lam * weights
-        for _ in range(_HALVINGS):
-            row, bend, inner = lam * (alpha + beta), None, own
-            if k in structure.squared:
-                bend = 2.0 * lam * alpha * beta
-                inner = torch.eye(len(own), dtype=own.dtype, device=own.device) + own * bend
-            middle = own if bend is None else torch.linalg.solve(inner, own)
-            form = torch.diag(2.0 * lam) - middle * torch.outer(row, row)
-            factor, info = torch.linalg.cholesky_ex(form.detach())
-            if not int(info):
-                return cls(lam, row, bend, inner, form, factor)
-            lam = 0.5 * lam
+            step = (1.0 - SLACK) * share * 2.0 / structure.widths[k - 1] ** 2
+        weights = torch.ones_like(own[0]) if weights is None else weights
+        for p in _estimates(k, own, weights.sqrt(), largest):
+            if not bool(p > 0):
+                return None
+            pivot = cls._at(structure, k, own, step / p * weights)
+            if pivot is not None:
+                return pivot
         return None
+
+    @classmethod
+    def _at(cls, structure: Structure, k: int, own: Tensor, lam: Tensor) -> _Pivot | None:
+        """With these multipliers; None where they are not feasible."""
+        bend, inner, middle = None, own, own
+        if k in structure.squared:
+            bend = 2.0 * lam * structure.product[k - 1]
+            inner = torch.eye(len(own), dtype=own.dtype, device=own.device) + own * bend
+            middle = torch.linalg.solve(inner, own)
+        total = None if k in structure.plain else structure.total[k - 1]
+        form = torch.diag(2.0 / lam) - (middle if total is None else middle * torch.outer(total, total))
+        factor, info = torch.linalg.cholesky_ex(form.detach())
+        return None if int(info) else cls(lam, total, bend, inner, form, factor)
+
+
+def _estimates(k: int, own: Tensor, scale: Tensor, largest: Largest) -> Iterator[Tensor]:
+    """p as it is found, to rounding, and then twice, four times ... that number."""
+    if largest is not largest_eigenvalue:
+        yield largest(k, own, scale)
+    exact = largest_eigenvalue(k, own, scale)
+    for doubling in range(_DOUBLINGS):
+        yield exact * 2.0**doubling
 
 
 def _eliminate(G: dict[tuple[int, int], Tensor], k: int, pivot: _Pivot, direct: dict[int, Tensor]) -> None:
@@ -151,9 +166,10 @@ def _eliminate(G: dict[tuple[int, int], Tensor], k: int, pivot: _Pivot, direct: 
     before = across
     if pivot.bend is not None:
         before = {i: torch.linalg.solve(pivot.inner.mT, b, left=False) for i, b in across.items()}
-    V = {i: b * pivot.row for i, b in before.items()}
-    V |= {i: V[i] + W if i in V else W for i, W in direct.items()}
-    products = _congruent(pivot.form, pivot.factor, torch.cat([v.mT for v in V.values()], dim=1))
+    # the columns of Lambda^-1 V, as rows
+    V = {i: b if pivot.total is None else b * pivot.total for i, b in before.items()}
+    V |= {i: V[i] + W / pivot.lam if i in V else W / pivot.lam for i, W in direct.items()}
+    products = _congruent(pivot.form, pivot.factor, torch.cat(list(V.values())).mT)
     sizes = [len(v) for v in V.values()]
     rows = (row.split(sizes, dim=1) for row in products.split(sizes))
     for i, blocks in zip(V, rows, strict=True):
