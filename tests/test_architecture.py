@@ -22,7 +22,7 @@ LEVELS = [
     {"api", "lightning_tools"},
     {"pairwise", "checkpoint_files"},
     {"weights", "metrics", "report"},
-    {"training"},
+    {"training", "differentiable"},
     {"callbacks", "mixins", "checkpoint_report"},
     {"demo"},
     {"cli"},
