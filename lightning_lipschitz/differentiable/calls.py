@@ -8,7 +8,7 @@ taken away later.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -70,6 +70,10 @@ def plain(node: Node) -> Call:
     name = operator_name(node.target)
     if name in ("view", "_unsafe_view"):  # of a tensor that may be laid out otherwise than in the trace
         return Call(node, Tensor.reshape, node.args, linear=True)
+    if name == "copy":  # as the one below, it has no derivative, or a wrong one
+        return Call(node, _written, node.args[:2], linear=True)
+    if name == "scatter_add":
+        return Call(node, _scattered, node.args)
     function: Any = node.target
     return Call(node, function, node.args, node.kwargs)
 
@@ -94,7 +98,7 @@ def without_constants(node: Node, shapes: Mapping[Node, torch.Size | None]) -> C
     if name in _SHIFTS and dependent[:2] == [True, False] and shapes.get(node) == shapes[args[0]]:  # type: ignore[index]
         return Call(node, _same, args[:1], linear=True)
     call = plain(node)
-    return call if call.linear else Call(node, function, args, node.kwargs, _is_linear(name, node, dependent, shapes))
+    return replace(call, linear=call.linear or _is_linear(name, node, dependent, shapes))
 
 
 def _is_linear(name: str, node: Node, dependent: list[bool], shapes: Mapping[Node, torch.Size | None]) -> bool:
@@ -111,6 +115,16 @@ def _is_linear(name: str, node: Node, dependent: list[bool], shapes: Mapping[Nod
 
 def _same(x: Any) -> Any:
     return x
+
+
+def _written(over: Tensor, x: Tensor) -> Tensor:
+    """What ``copy`` gives."""
+    return x.to(over.dtype).expand(over.shape)
+
+
+def _scattered(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    """``scatter_add`` of no more of the source than is read."""
+    return x.scatter_add(dim, index, source[tuple(slice(length) for length in index.shape)])
 
 
 def _eps(name: str, args: tuple[Any, ...]) -> Any:

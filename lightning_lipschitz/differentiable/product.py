@@ -206,7 +206,8 @@ class ProductForm:
     def _drawn(self, source: Source, like: Tensor) -> Tensor:
         """A random unit vector of the first sample."""
         random = torch.randn(source.shape, generator=self._generator, dtype=torch.float64) * source.mask
-        return (random / torch.linalg.vector_norm(random)).to(like)
+        length: Tensor = torch.linalg.vector_norm(random)
+        return (random / length).to(like)
 
 
 def _distances(rows: Tensor) -> Tensor:
