@@ -211,13 +211,13 @@ class ProductForm:
 
 
 def _distances(rows: Tensor) -> Tensor:
-    """Of every two rows. No expanded square, which loses digits; at zero the gradient is zero."""
+    """The distance of every two rows, not by an expanded square, which loses digits; at zero its gradient is zero."""
     distances: Tensor = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
     return distances
 
 
 def _dead(places: Iterable[Place], lengths: Sequence[Tensor]) -> list[Place]:
     """The places of vectors that had no length to divide by, or one that is not finite."""
-    found = torch.stack(list(lengths)).tolist() if lengths else []
+    found = torch.stack(list(lengths)).cpu().tolist() if lengths else []
     tiny = torch.finfo(torch.float32).tiny
     return [place for place, length in zip(places, found, strict=True) if not tiny < length < math.inf]

@@ -91,7 +91,7 @@ class _Made:
 
 
 def unit_bounds(steps: Walk, node: Node, results: Sequence[Node]) -> UnitBounds:
-    """Of an operator that brings units.
+    """What an operator that brings units does to bounds.
 
     Args:
         steps: the walk.

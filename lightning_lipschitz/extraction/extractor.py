@@ -120,8 +120,9 @@ class Reader(Generic[Subject]):
         return Linearised(traced, {**self._attributes(traced), **self._tensors(weights)}, self._name)
 
     def walked(self) -> Walk:
-        """The walk over the trace with the weights of this moment: what every operator brought. Not to be kept: it holds
-        the weights in float64.
+        """The walk over the trace with the weights of this moment: what every operator brought.
+
+        It holds the weights in float64, and is not to be kept.
 
         Raises:
             As the constructor.
