@@ -114,7 +114,7 @@ class Piece:
         found = torch.autograd.grad(y, [*sources, *leaves], u, allow_unused=True, materialize_grads=True)
         images, slopes = found[: len(sources)], found[len(sources) :]
         lengths = [torch.linalg.vector_norm(each) for each in images]
-        turned = [each / norm.clamp(min=tiny) for each, norm in zip(images, lengths, strict=True)]
+        turned = [each / norm for each, norm in zip(images, lengths, strict=True)]  # by zero: it has died
         if graph and (learnt or any(each.requires_grad for each in bounds)):
             shares = [torch.sum(g * e) for g, e in zip(images, vectors, strict=True)]
             inputs = [*bounds, *(values[node] for node in learnt)]
@@ -137,7 +137,13 @@ class Piece:
         found = torch.autograd.grad(
             y, zeros, unit, is_grads_batched=True, create_graph=graph, allow_unused=True, materialize_grads=True
         )
-        return [each.flatten(1) for each in found]
+        return [_of_first(rows, source).flatten(1) for rows, source in zip(found, self.sources, strict=True)]
+
+
+def _of_first(rows: Tensor, source: Source) -> Tensor:
+    """Rows without the zeros of the second sample, where the first dimension counts the samples."""
+    leading = bool(source.mask[0].all()) and not bool(source.mask[1:].any())
+    return rows[:, 0] if leading else rows
 
 
 class _Known(torch.autograd.Function):

@@ -14,6 +14,7 @@ from torch.fx import Node
 from lightning_lipschitz.differentiable.batch_statistics import BatchStatistics
 from lightning_lipschitz.differentiable.calls import Values
 from lightning_lipschitz.differentiable.cuts import Cut, cut
+from lightning_lipschitz.differentiable.distances import distances
 from lightning_lipschitz.differentiable.live import Live
 from lightning_lipschitz.differentiable.pieces import Piece, Source
 from lightning_lipschitz.errors import ArgumentError
@@ -94,7 +95,7 @@ class ProductForm:
             bounds = self._bounds(values, len(cut.stages) - 1)
             given = [bounds[source.node] for source in last.sources]
             rows = last.rows(values, given[0], cut.outputs)
-            return torch.stack([L * _distances(each) for L, each in zip(given, rows, strict=True)]).sum(0)
+            return torch.stack([L * distances(each) for L, each in zip(given, rows, strict=True)]).sum(0)
 
     def step(self) -> None:
         """Forget the batch whose statistics were used; the power vectors move with every evaluation."""
@@ -113,7 +114,8 @@ class ProductForm:
             statistics.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The power vectors by number of the piece and of its source, on the CPU."""
+        """The power vectors by number of the piece and of its source, on the CPU; none that has died."""
+        self._revive()
         return {
             f"{number}.{k}": vector.detach().cpu().clone()
             for number, vectors in self._vectors.items()
@@ -142,7 +144,8 @@ class ProductForm:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the trace and the hooks; a copy makes its own when it is used."""
-        return self.__dict__ | {"_built": None, "_lengths": {}, "_generator": self._generator.get_state()}
+        self._revive()
+        return self.__dict__ | {"_built": None, "_generator": self._generator.get_state()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -208,12 +211,6 @@ class ProductForm:
         random = torch.randn(source.shape, generator=self._generator, dtype=torch.float64) * source.mask
         length: Tensor = torch.linalg.vector_norm(random)
         return (random / length).to(like)
-
-
-def _distances(rows: Tensor) -> Tensor:
-    """The distance of every two rows, not by an expanded square, which loses digits; at zero its gradient is zero."""
-    distances: Tensor = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances
 
 
 def _dead(places: Iterable[Place], lengths: Sequence[Tensor]) -> list[Place]:

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrizations
 from lightning_lipschitz.certificate.composition import claimed, propagate
 from lightning_lipschitz.certificate.operators import node_norm
 from lightning_lipschitz.differentiable import Form, ProductForm
+from lightning_lipschitz.differentiable.distances import distances
 from lightning_lipschitz.errors import ArgumentError, ExtractionError, UnsupportedModuleError
 from lightning_lipschitz.extraction import GraphExtractor
 from tests.models.building import randomized_norm
@@ -268,6 +269,24 @@ def test_pairs_of_equal_rows_and_of_a_softmax():
     assert torch.allclose(form.pairs(), math.sqrt(2.0) * form.whole() * (1 - torch.eye(3)))
 
 
+def test_distances_of_many_rows_are_those_of_few(monkeypatch):
+    """By a product of matrices, which loses digits where rows are close."""
+    rows = torch.randn(30, 40, generator=torch.Generator().manual_seed(0)) + 100.0
+    rows[1], rows[2] = rows[0], rows[0] + 1e-1 * rows[3].sub(100.0)
+    found = []
+    for limit in (10**8, 0):
+        monkeypatch.setattr("lightning_lipschitz.differentiable.distances._DIRECT", limit)
+        given = rows.clone().requires_grad_()
+        value = distances(given)
+        value.sum().backward()
+        assert torch.all(value.diagonal() == 0)
+        assert value[0, 1] == 0
+        found.append((value.detach(), given.grad))
+    (exact, slope), (fast, other) = found
+    assert torch.allclose(fast, exact, rtol=1e-4)
+    assert torch.allclose(other, slope, rtol=1e-3, atol=1e-3)
+
+
 def test_pairs_are_for_classifiers():
     with pytest.raises(ArgumentError, match=r"1000.*for classifiers"):
         ProductForm(nn.Linear(2, 1001), torch.zeros(1, 2)).pairs()
@@ -288,6 +307,22 @@ def test_a_vector_that_died_is_drawn_anew():
         form.whole()
         model[2].weight.data.copy_(kept)
         assert settled(form).whole().item() == pytest.approx(alive, rel=1e-4)
+
+
+def test_a_branch_that_is_zero_at_the_start_can_grow():
+    """As residual blocks are often started: the last gain of the branch is zero, and has a gradient."""
+    torch.manual_seed(0)
+    block = Block(4)
+    block.body[-1].weight.data.zero_()
+    form = ProductForm(block, torch.zeros(1, 4, 5, 5))
+    for _ in range(3):
+        assert form.whole().item() == pytest.approx(1.0, rel=1e-5)
+        assert all(each.isfinite().all() for each in form.state_dict().values())
+        assert all(each.isfinite().all() for each in copy.deepcopy(form)._vectors[2])
+    form.whole().backward()
+    gradient = block.body[-1].weight.grad
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0
 
 
 def test_an_unlucky_vector_gives_less_and_proves_nothing():
