@@ -108,16 +108,18 @@ class Piece:
         with torch.enable_grad():
             y = self.run(held, sources)
             y = y if self.linear else y - self.run(held, [torch.zeros_like(each) for each in sources])
-        tiny = torch.finfo(y.dtype).tiny
-        length = torch.linalg.vector_norm(y.detach())
-        u = y.detach() / length.clamp(min=tiny)
-        found = torch.autograd.grad(y, [*sources, *leaves], u, allow_unused=True, materialize_grads=True)
+        tiny, image = torch.finfo(y.dtype).tiny, y.detach()
+        length = torch.linalg.vector_norm(image)
+        found = torch.autograd.grad(
+            y, [*sources, *leaves], image / length.clamp(min=tiny), allow_unused=True, materialize_grads=True
+        )
         images, slopes = found[: len(sources)], found[len(sources) :]
         lengths = [torch.linalg.vector_norm(each) for each in images]
         turned = [each / norm for each, norm in zip(images, lengths, strict=True)]  # by zero: it has died
-        if graph and (learnt or any(each.requires_grad for each in bounds)):
-            shares = [torch.sum(g * e) for g, e in zip(images, vectors, strict=True)]
-            inputs = [*bounds, *(values[node] for node in learnt)]
+        moving = [k for k, each in enumerate(bounds) if graph and each.requires_grad]
+        if leaves or moving:
+            shares = [torch.dot(images[k].reshape(-1), vectors[k].reshape(-1)) for k in moving]
+            inputs = [*(bounds[k] for k in moving), *(values[node] for node in learnt)]
             length = _Known.apply(length, (*shares, *slopes), *inputs)  # type: ignore[no-untyped-call]
         return Step(length, turned, lengths)
 
