@@ -139,7 +139,7 @@ class Piece:
         found = torch.autograd.grad(
             y, zeros, unit, is_grads_batched=True, create_graph=graph, allow_unused=True, materialize_grads=True
         )
-        return [_of_first(rows, source).flatten(1) for rows, source in zip(found, self.sources, strict=True)]
+        return [_of_first(rows, source).reshape(outputs, -1) for rows, source in zip(found, self.sources, strict=True)]
 
 
 def _of_first(rows: Tensor, source: Source) -> Tensor:
