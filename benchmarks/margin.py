@@ -29,7 +29,19 @@ from lightning_lipschitz.functional import certified_radius
 RADII = (0.3, 0.5, 1.0, 1.58)
 BATCH, TRAINED_ON = 250, 55_000
 LOGIT_ERROR = 1e-9  # of float64, far more than rounding does to logits of such networks
-HEADER = ("data", "model", "training", "epochs", "seed", "clean", *map(str, RADII), "0.3 (val)", "L", "processor s", "x plain")
+HEADER = (
+    "data",
+    "model",
+    "training",
+    "epochs",
+    "seed",
+    "clean",
+    *map(str, RADII),
+    "0.3 (val)",
+    "L",
+    "processor s",
+    "x plain",
+)
 
 
 def mlp() -> nn.Module:
@@ -121,7 +133,7 @@ def main() -> None:
     arguments.add_argument("--epochs", type=int, default=15)
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--radius", type=float, default=0.3)
-    arguments.add_argument("--rate", type=float, default=1e-2)
+    arguments.add_argument("--rate", type=float, default=2e-2)
     arguments.add_argument("--schedule", default="auto")
     arguments.add_argument("--bound", default="auto")
     arguments.add_argument("--no-plain", action="store_true")

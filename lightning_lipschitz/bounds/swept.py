@@ -18,7 +18,7 @@ from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.inequality import Blocks, Structure, Swept, blocks_of, sweep
 from lightning_lipschitz.bounds.inequality.sweep import SLACK, Largest, largest_eigenvalue
 from lightning_lipschitz.bounds.lipsdp import reduce
-from lightning_lipschitz.certificate.proofs import Multipliers, Proposal
+from lightning_lipschitz.certificate.proofs import Proposal
 from lightning_lipschitz.certificate.scalars import Status
 from lightning_lipschitz.errors import SolverError
 from lightning_lipschitz.graph.network import Network
@@ -38,7 +38,8 @@ def log_whole(covariance: Tensor) -> Tensor:
         >>> log_whole(torch.eye(2)).item()
         0.0
     """
-    return 0.5 * torch.linalg.eigvalsh(covariance)[-1].log()
+    largest: Tensor = torch.linalg.eigvalsh(covariance)[-1]
+    return 0.5 * largest.log()
 
 
 def pair_bounds(covariance: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class SweptMultipliers:
         self._aim = []
 
     def set_rate(self, rate: float) -> None:
-        """Of the steps from now on."""
+        """Let the steps from now on have this rate."""
         of_theta, of_t = self._optimizer.param_groups
         of_theta["lr"], of_t["lr"] = rate, SHARES_FASTER * rate
 

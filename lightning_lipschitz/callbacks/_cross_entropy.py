@@ -33,7 +33,7 @@ class RaisedCrossEntropy(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         if func is F.cross_entropy and not torch.compiler.is_compiling():
             given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
             logits = self._of(given.get("input"), given.get("target"))

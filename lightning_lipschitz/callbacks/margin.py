@@ -107,7 +107,7 @@ class LipschitzMargin(PartCallback):
         self.bound_in_loss: DifferentiableBound | None = None
         self._mode: RaisedCrossEntropy | None = None
         self._batch: Any = None
-        self._radius, self._largest = self.radius, None  # of the last loss
+        self._radius, self._largest = self.radius, Tensor()  # of the last loss
         self._seen, self._stepped, self._logged = False, -1, -1
 
     @property
@@ -148,7 +148,7 @@ class LipschitzMargin(PartCallback):
             self._submodule.listen(pl_module)
         self._batch = batch
         self._mode = RaisedCrossEntropy(lambda logits, target: self._raised(trainer, pl_module, logits, target))
-        self._mode.__enter__()
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -175,13 +175,15 @@ class LipschitzMargin(PartCallback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._leave()
+        if self.bound_in_loss is not None:
+            self.bound_in_loss.close()
 
     # A step
 
     def _leave(self) -> RaisedCrossEntropy | None:
         mode, self._mode, self._batch = self._mode, None, None
         if mode is not None:
-            mode.__exit__(None, None, None)
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         if self._submodule is not None:
             self._submodule.inputs.disarm()
         return mode
@@ -224,7 +226,7 @@ class LipschitzMargin(PartCallback):
     # What is logged and kept
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._largest is None or self._logged == trainer.global_step:
+        if self._largest.numel() == 0 or self._logged == trainer.global_step:
             return
         self._logged = trainer.global_step
         values = {"margin_radius": self._radius, "margin_bound": float(self._largest)}
@@ -248,6 +250,6 @@ def _progress(trainer: Trainer) -> float:
     """Share of training done, by batches; or by steps of all optimizers, where these are limited."""
     total = float(trainer.estimated_stepping_batches)
     done = trainer.fit_loop.epoch_loop._batches_that_stepped / total if total > 0 else 0.0
-    if trainer.max_steps is not None and trainer.max_steps > 0:
+    if trainer.max_steps > 0:
         done = max(done, trainer.global_step / trainer.max_steps)
     return min(1.0, done)

@@ -4,42 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lightning_lipschitz.bounds.settings import require_choice
 from lightning_lipschitz.certificate import Multipliers
+from lightning_lipschitz.differentiable.form import Form
+from lightning_lipschitz.differentiable.product import ProductForm
 from lightning_lipschitz.differentiable.swept import SweptForm
 from lightning_lipschitz.errors import ArgumentError
-from lightning_lipschitz.extraction import Input, Output, input_of, part, submodule
+from lightning_lipschitz.extraction import GraphExtractor, Input, Output, input_of, part, submodule
+from lightning_lipschitz.extraction.units import NotLinearisedError
+from lightning_lipschitz.graph.parts import measure
 
 BoundMethod = Literal["auto", "sweep", "product"]
 
 WIDEST = 1024  # units of a layer that "auto" sweeps: each step takes a factorisation of that size
-
-
-class Form(Protocol):
-    """How the number is computed. Every call uses the parameters of that moment, on their device."""
-
-    def whole(self) -> Tensor:
-        """Bound of the map to all outputs: a scalar with a graph, float32 or float64."""
-
-    def pairs(self) -> Tensor:
-        """K_ij of ``f_i - f_j``, shape (outputs, outputs), with a graph; zeros on the diagonal, without a gradient."""
-
-    def step(self) -> None:
-        """Move what is not a weight by one step of its own; once an optimizer step."""
-
-    def multipliers(self) -> Multipliers | None:
-        """A proposal for the kernel, of the network of this moment; None where there is none."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors of the CPU and plain values."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
+LARGEST = 1000  # inputs and units of a model that is no chain of linear layers: its matrices are formed anew each step
 
 
 class DifferentiableBound:
@@ -52,12 +35,14 @@ class DifferentiableBound:
     * "sweep": LipSDP's matrix inequality with multipliers that are feasible by construction and follow the weights, one
       step for each :meth:`step`. From above but for rounding. For models with explicit matrices: a factorisation of
       each layer's width a step.
+    * "product": norms of the affine pieces between activations, by power iteration through the model's own operators,
+      and sums where paths meet. From below but for what composing norms loses. For models of any size.
 
     Args:
         model: any module that :func:`lightning_lipschitz.certify` reads.
         example_input: as there.
-        method: "sweep", "product", or "auto": "sweep" where no layer has more than 1,024 units and explicit matrices
-            fit.
+        method: "sweep", "product", or "auto": "sweep" for chains of linear layers of up to 1,024 units, and for other
+            models of up to 1,000 inputs and units together.
         module: as there.
         input: as there.
         output: as there.
@@ -103,7 +88,11 @@ class DifferentiableBound:
             return self._form.whole()
 
     def pairs(self) -> Tensor:
-        """K_ij for ``f_i - f_j``, shape (outputs, outputs), zeros on the diagonal; see :func:`.margin_cross_entropy`."""
+        """K_ij for ``f_i - f_j``, shape (outputs, outputs), zeros on the diagonal: for :func:`.margin_cross_entropy`.
+
+        Raises:
+            ArgumentError: more outputs than pairs are made for.
+        """
         with self._exact():
             return self._form.pairs()
 
@@ -120,12 +109,16 @@ class DifferentiableBound:
 
     def state_dict(self) -> dict[str, Any]:
         """What goes on from here: tensors of the CPU and plain values."""
-        return {"method": self.method, **self._form.state_dict()}
+        return {"method": self.method, "form": self._form.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`; of the state of another method, nothing is taken."""
         if state["method"] == self.method:
-            self._form.load_state_dict(state)
+            self._form.load_state_dict(state["form"])
+
+    def close(self) -> None:
+        """Take off the model whatever listens there: "product" hears the statistics of batch norms in training."""
+        self._form.close()
 
     @contextlib.contextmanager
     def _exact(self) -> Iterator[None]:
@@ -136,9 +129,21 @@ class DifferentiableBound:
 
 
 def _form(model: nn.Module, example: Tensor, method: BoundMethod) -> tuple[BoundMethod, Form]:
-    if method == "product":
-        raise ArgumentError("method", method, "sweep")
-    return "sweep", SweptForm(model, example)
+    if method == "product" or (method == "auto" and not _is_narrow(model, example)):
+        return "product", ProductForm(model, example)
+    try:
+        swept = SweptForm(model, example)
+    except NotLinearisedError as error:
+        if method == "auto":
+            return "product", ProductForm(model, example)
+        raise ArgumentError("method", method, f"'product' for a model with `{error.operator}`") from error
+    return ("product", ProductForm(model, example)) if method == "auto" and swept.size > LARGEST else ("sweep", swept)
 
 
-__all__ = ["BoundMethod", "DifferentiableBound", "Form"]
+def _is_narrow(model: nn.Module, example: Tensor) -> bool:
+    """Whether no layer of explicit matrices would be wider than what is swept."""
+    size = measure(GraphExtractor(model, example).network())
+    return size is not None and max(size.widths, default=0) <= WIDEST
+
+
+__all__ = ["BoundMethod", "DifferentiableBound"]

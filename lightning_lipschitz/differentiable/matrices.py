@@ -20,8 +20,9 @@ Matrices: TypeAlias = Callable[[], Blocks]
 _NOISE = 0.1  # relative: of the parameters, to see which matrices are zero by chance only
 
 
-def matrices_of(model: nn.Module, example_input: Tensor, extractor: Extractor) -> Matrices:
-    """What gives the matrices W_kj, float64, on the device of the parameters (on the CPU where that has no float64).
+def matrices_of(model: nn.Module, example_input: Tensor, extractor: Extractor) -> tuple[Matrices, bool]:
+    """What gives the matrices W_kj, float64, on the device of the parameters (on the CPU where that has no float64);
+    and whether these are weights of a chain of linear layers, as they are.
 
     Args:
         model: of one input and one output.
@@ -33,9 +34,9 @@ def matrices_of(model: nn.Module, example_input: Tensor, extractor: Extractor) -
         LipschitzError: as the extraction.
     """
     try:
-        return _OfChain(chain_weights(model, example_input, extractor=extractor))
+        return _OfChain(chain_weights(model, example_input, extractor=extractor)), True
     except NotAChainError:
-        return _OfGraph(model, extractor.linearised(), extractor.network())
+        return _OfGraph(model, extractor.linearised(), extractor.network()), False
 
 
 class _OfChain:

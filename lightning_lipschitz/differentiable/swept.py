@@ -30,6 +30,9 @@ class SweptForm:
         model: of one input and one output, small enough for explicit matrices.
         example_input: of it.
 
+    Attributes:
+        size: inputs and units whose matrices are formed anew for each number; 0 for a chain of linear layers.
+
     Raises:
         ModelSizeError: the matrices would not fit.
         NotLinearisedError, LipschitzError: as :func:`.matrices_of`.
@@ -38,7 +41,8 @@ class SweptForm:
     def __init__(self, model: nn.Module, example_input: Tensor) -> None:
         extractor = Extractor(model, example_input)
         self._network = extractor.network()
-        self._matrices = matrices_of(model, example_input, extractor)
+        self._matrices, chain = matrices_of(model, example_input, extractor)
+        self.size = 0 if chain else sum(self._network.sizes)
         self._warm = WarmEigenvalues()
         self._multipliers = self._made(torch.device("cpu"))
         self._last: Swept | None = None
@@ -62,6 +66,9 @@ class SweptForm:
             swept = self._sweep()
             rho = float(torch.linalg.eigvalsh(swept.covariance)[-1]) * (1.0 + SLACK)
         return Multipliers(rho, tuple(rho * lam.cpu().numpy() for lam in swept.multipliers))
+
+    def close(self) -> None:
+        """Nothing listens."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"multipliers": self._multipliers.state_dict(), "eigenvectors": self._warm.state_dict()}

@@ -16,7 +16,7 @@ from lightning_lipschitz.extraction.part import Input, Output, part
 from lightning_lipschitz.extraction.reading import ReadGraph, ReadNetwork, Runnable, Subject
 from lightning_lipschitz.extraction.trace import Trace, example, probe, require_values, trace
 from lightning_lipschitz.extraction.undisturbed import READING, clean, name_of, tensors_of, undisturbed, unwrapped
-from lightning_lipschitz.extraction.walk import walk
+from lightning_lipschitz.extraction.walk import Walk, walk, walked
 from lightning_lipschitz.graph import Graph
 from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.graph.parts import measure
@@ -118,6 +118,19 @@ class Reader(Generic[Subject]):
         """
         traced = self._read(weights)[0] if self._trace is None else self._trace
         return Linearised(traced, {**self._attributes(traced), **self._tensors(weights)}, self._name)
+
+    def walked(self) -> Walk:
+        """The walk over the trace with the weights of this moment: what every operator brought.
+
+        It holds the weights in float64, and is not to be kept.
+
+        Raises:
+            As the constructor.
+        """
+        with undisturbed(self._model) as rewritten:
+            tensors = self._tensors(None, rewritten)
+            traced, _ = self._renewed(tensors)
+            return walked(traced, {**self._attributes(traced), **tensors}, self._name)[0]
 
     def refresh(self) -> None:
         """Trace again if the model no longer computes what was traced; ``traces`` tells.

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lightning_lipschitz.errors import ArgumentError, ShapeError
 
-
 Schedule: TypeAlias = Literal["constant", "linear", "over"] | Callable[[float], float]
 
 

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from pytorch_lightning import Callback, seed_everything
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn

@@ -41,7 +41,8 @@ _DOUBLINGS = 60
 def largest_eigenvalue(_: int, matrix: Tensor, scale: Tensor | None = None) -> Tensor:
     """The largest eigenvalue of ``diag(scale) matrix diag(scale)``, to rounding."""
     seen = matrix if scale is None else matrix * torch.outer(scale, scale)
-    return torch.linalg.eigvalsh(seen)[-1]
+    largest: Tensor = torch.linalg.eigvalsh(seen)[-1]
+    return largest
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +172,7 @@ def _eliminate(G: dict[tuple[int, int], Tensor], k: int, pivot: _Pivot, direct: 
     V |= {i: V[i] + W / pivot.lam if i in V else W / pivot.lam for i, W in direct.items()}
     products = _congruent(pivot.form, pivot.factor, torch.cat(list(V.values())).mT)
     sizes = [len(v) for v in V.values()]
-    rows = (row.split(sizes, dim=1) for row in products.split(sizes))
+    rows = (torch.split(row, sizes, dim=1) for row in torch.split(products, sizes))
     for i, blocks in zip(V, rows, strict=True):
         for j, new in zip(V, blocks, strict=True):
             if j > i:
@@ -186,20 +187,20 @@ class _Congruence(torch.autograd.Function):
     factorisation itself would take four solves with X."""
 
     @staticmethod
-    def forward(ctx: Any, form: Tensor, factor: Tensor, V: Tensor) -> Tensor:  # noqa: N803
-        half = torch.linalg.solve_triangular(factor, V, upper=False)
+    def forward(ctx: Any, form: Tensor, factor: Tensor, V: Tensor) -> Tensor:
+        half: Tensor = torch.linalg.solve_triangular(factor, V, upper=False)
         ctx.save_for_backward(torch.linalg.solve_triangular(factor.mT, half, upper=True))
         return half.mT @ half
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         (solved,) = ctx.saved_tensors
         both = solved @ (slope + slope.mT)
         of_form, _, of_rows = ctx.needs_input_grad
         return -0.5 * both @ solved.mT if of_form else None, None, both if of_rows else None
 
 
-def _congruent(form: Tensor, factor: Tensor, V: Tensor) -> Tensor:  # noqa: N803
+def _congruent(form: Tensor, factor: Tensor, V: Tensor) -> Tensor:
     return _Congruence.apply(form, factor, V)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -212,8 +213,8 @@ class _Gram(torch.autograd.Function):
         return rows @ rows.mT
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
-        (rows,) = ctx.saved_tensors
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        rows: Tensor = ctx.saved_tensors[0]
         return (slope + slope.mT) @ rows
 
 
