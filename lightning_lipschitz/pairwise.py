@@ -24,6 +24,7 @@ from lightning_lipschitz.graph.arrays import Array
 from lightning_lipschitz.graph.network import Network
 
 Proved: TypeAlias = tuple[float, Proof | None]
+WarmStart: TypeAlias = Certificate | Multipliers | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ def pairwise_bounds(
     time_limit: float | None = None,
     refine: bool = True,
     slopes: tuple[float, float] = (0.0, 1.0),
-    warm_start: Certificate | Multipliers | None = None,
+    warm_start: WarmStart | Sequence[WarmStart] = (),
 ) -> PairwiseBounds:
     r"""Proved bounds of the l2 Lipschitz constants of all differences of two outputs.
 
@@ -116,8 +117,9 @@ def pairwise_bounds(
             for a minute at most, in all.
         refine: whether every pair has a search of its own, the largest bounds first. Without it, the cost is little
             more than that of :func:`lightning_lipschitz.certify`.
-        warm_start: multipliers that are offered beside those found: of a certificate of nearly the same network, or
-            of :meth:`.DifferentiableBound.multipliers`. Those of a margin loss prove more than a search finds.
+        warm_start: multipliers that are offered beside those found, or several of them: of a certificate of nearly the
+            same network, or of :meth:`.DifferentiableBound.multipliers`. Those of a margin loss prove more than a
+            search finds. A certificate of this network is taken for the map to all outputs, without a search.
 
     Raises:
         ArgumentError: a single output, or an argument that cannot be used; else as :func:`lightning_lipschitz.certify`.
@@ -135,8 +137,8 @@ def pairwise_bounds(
     network = _explicit(model, example_input, slopes)
     if network.output.size < 2:
         raise ArgumentError("model", f"{network.output.size} output", "one with two or more outputs; use `certify`")
-    offered = warm_start if isinstance(warm_start, (Multipliers, type(None))) else warm_start.proof
-    return _PairSearch(network, settings, refine, clock, offered).run()
+    offered = (warm_start,) if isinstance(warm_start, (Certificate, Multipliers, type(None))) else warm_start
+    return _PairSearch(network, settings, refine, clock, tuple(offered)).run()
 
 
 def _explicit(model: Model, example_input: Any, slopes: tuple[float, float] = (0.0, 1.0)) -> Network:
@@ -150,20 +152,26 @@ def _explicit(model: Model, example_input: Any, slopes: tuple[float, float] = (0
 class _PairSearch:
     """From the whole to the pairs; keeps the best proved bound of each."""
 
-    def __init__(self, network: Network, settings: Settings, refine: bool, clock: Clock, offered: Any = None) -> None:
-        self.network, self.settings, self.refine, self.offered = network, settings, refine, offered
+    def __init__(
+        self, network: Network, settings: Settings, refine: bool, clock: Clock, offered: Sequence[WarmStart] = ()
+    ) -> None:
+        self.network, self.settings, self.refine = network, settings, refine
+        known = [each for each in offered if isinstance(each, Certificate)]
+        self.known = next((each for each in known if each.certified and each.network_digest == network.digest), None)
+        proofs = [each.proof if isinstance(each, Certificate) else each for each in offered if each is not self.known]
+        self.offered = [each for each in proofs if isinstance(each, Multipliers) and _fits(each, network)]
         self.clock = searching(settings, clock)
         self.best: dict[Pair, Proved] = {}
         self.refined: set[Pair] = set()
 
     def run(self) -> PairwiseBounds:
-        whole = self._certify(self.network, 2)
+        whole = self._certify(self.network, 2) if self.known is None else self.known
         self.best = dict.fromkeys(pairs(self.network.output.size), (_sqrt2_times(whole.upper_bound), None))
-        if isinstance(self.offered, Multipliers) and _fits(self.offered, self.network):
-            self._share(self.offered, _AS_THEY_ARE)
+        for point in self.offered:
+            self._share(point, _AS_THEY_ARE)
         if isinstance(whole.proof, Multipliers):
             self._share(whole.proof)
-        if self.settings.method in ("auto", "sweep"):
+        if self.settings.method in ("auto", "sweep") and not self.offered:
             self._sweep()
         if self.refine and self.settings.method not in _SIMPLE:
             self._refine()

@@ -13,6 +13,7 @@ from lightning_lipschitz.callbacks._submodule import Submodule
 from lightning_lipschitz.certificate import Certificate
 from lightning_lipschitz.functional.robustness import margins
 from lightning_lipschitz.metrics import CertifiedAccuracy
+from lightning_lipschitz.pairwise import PairwiseBounds
 from lightning_lipschitz.report import PredictionLog, Predictions, predict
 
 
@@ -39,12 +40,27 @@ class ValidationAccuracy:
         self._root: nn.Module | None = None
         self._certified_part: nn.Module | None = None
 
-    def start(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate | None) -> None:
-        """Begin a validation, with the certificate of the weights as they are, or None where there is none of them."""
+    def start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        certificate: Certificate | None,
+        pairs: PairwiseBounds | None = None,
+    ) -> None:
+        """Begin a validation, with the certificate of the weights as they are, or None where there is none of them.
+
+        Args:
+            trainer: that validates.
+            pl_module: its module.
+            certificate: of the map to all outputs.
+            pairs: of the differences of two outputs, where they were bounded.
+        """
         self._stop()
         if certificate is not None and (self._radii or self.keeps) and self.trouble is None:
             self._certified = _fingerprint(saved_model(trainer, pl_module), bounded_names(trainer))
-            self._metrics = {radius: CertifiedAccuracy(radius, certificate) for radius in self._radii}
+            same = pairs is not None and pairs.network_digest == certificate.network_digest
+            bounds = pairs if same else certificate
+            self._metrics = {radius: CertifiedAccuracy(radius, bounds) for radius in self._radii}
             self._kept, self._digest = PredictionLog() if self.keeps else None, certificate.network_digest
             self._active = True
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from lightning_lipschitz import api
 from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.settings import Method, Settings
-from lightning_lipschitz.certificate import Certificate, Status
+from lightning_lipschitz.certificate import Certificate, Multipliers, Status
 from lightning_lipschitz.graph import Graph
 from lightning_lipschitz.graph.network import Network
+from lightning_lipschitz.pairwise import PairwiseBounds, pairwise_bounds
 
 _SAMPLING = 0.2  # of what the time limit leaves, for the lower bound
 _LEAST_SAMPLING = 1.0  # seconds for the lower bound, where there is no limit and the upper bound took less
+_MOST_OUTPUTS = 100  # whose pairs are bounded: a proof each
 LOGGED = ("upper_bound", "lower_bound", "relative_gap", "seconds", "solver_ok")  # keys, in their order
 _REACHED = (Status.SOLVED, Status.ALMOST_SOLVED)
 
@@ -51,11 +53,13 @@ class HistoryEntry:
 
 @dataclass(frozen=True)
 class Measurement:
-    """An entry, the certificate behind it (None where nothing could be certified) and what went wrong, if anything."""
+    """An entry, the certificate behind it (None where nothing could be certified), what went wrong, if anything, and
+    the bounds of pairs of outputs, where they were asked for and there was time."""
 
     entry: HistoryEntry
     certificate: Certificate | None
     trouble: str | None
+    pairs: PairwiseBounds | None = None
 
     @classmethod
     def failed(cls, at: tuple[int, int], trouble: str) -> Measurement:
@@ -76,7 +80,8 @@ class Measurement:
 
     def without_state(self) -> Measurement:
         """This without what only the next solve on this machine can use."""
-        return replace(self, certificate=self.certificate and replace(self.certificate, state=None))
+        pairs = self.pairs and replace(self.pairs, whole=replace(self.pairs.whole, state=None))
+        return replace(self, certificate=self.certificate and replace(self.certificate, state=None), pairs=pairs)
 
 
 def measure(
@@ -85,6 +90,7 @@ def measure(
     settings: Settings,
     warm_start: Certificate | None,
     at: tuple[int, int],
+    offered: Callable[[], Sequence[Multipliers]] | None = None,
 ) -> Measurement:
     """Read the weights, certify them and sample a lower bound.
 
@@ -98,9 +104,15 @@ def measure(
         settings: what the certification is asked for.
         warm_start: the last certificate of the same network.
         at: (epoch, global_step).
+        offered: multipliers for the bounds of pairs; None where these are not wanted.
     """
     clock = Clock(settings.time_limit)
-    certificate, trouble = _certify(read, settings, warm_start, clock)
+    network, trouble = _attempted(read)
+    certificate, pairs = None, None
+    if network is not None:
+        certificate, trouble = _certify(network, settings, warm_start, clock)
+    if network is not None and certificate is not None and offered is not None:
+        pairs = _pairs(network, certificate, offered, clock)
     left = max(_LEAST_SAMPLING, clock.seconds) if clock.left is None else clock.left
     lower, lower_trouble = (None, None) if sample is None or certificate is None else _sampled(sample, left)
     entry = HistoryEntry(
@@ -112,16 +124,35 @@ def measure(
         solver_ok=trouble is None,
         method="none" if certificate is None else certificate.method,
     )
-    return Measurement(entry, certificate and certificate.at(*at), trouble or lower_trouble)
+    return Measurement(entry, certificate and certificate.at(*at), trouble or lower_trouble, pairs)
+
+
+def _attempted(read: Callable[[], Network | Graph]) -> tuple[Network | Graph | None, str | None]:
+    try:
+        return read(), None
+    except Exception as error:
+        return None, _told(error)
+
+
+def _pairs(
+    network: Network | Graph,
+    certificate: Certificate,
+    offered: Callable[[], Sequence[Multipliers]],
+    clock: Clock,
+) -> PairwiseBounds | None:
+    """Bounds of the differences of two outputs, which certify more than one of the whole; None where there are none."""
+    if not isinstance(network, Network) or not 2 <= network.output.size <= _MOST_OUTPUTS or clock.over:
+        return None
+    limit = None if clock.left is None else max((1.0 - _SAMPLING) * clock.left, 1e-3)
+    try:
+        return pairwise_bounds(network, refine=False, time_limit=limit, warm_start=[certificate, *offered()])
+    except Exception:  # the bound of the whole serves as well
+        return None
 
 
 def _certify(
-    read: Callable[[], Network | Graph], settings: Settings, warm_start: Certificate | None, clock: Clock
+    network: Network | Graph, settings: Settings, warm_start: Certificate | None, clock: Clock
 ) -> tuple[Certificate | None, str | None]:
-    try:
-        network = read()
-    except Exception as error:
-        return None, _told(error)
     limit = None if clock.left is None else max((1.0 - _SAMPLING) * clock.left, 1e-3)
     settings = replace(settings, time_limit=limit)
     certificate, trouble = _attempt(network, settings.method, settings, warm_start)

@@ -14,7 +14,7 @@ from lightning_lipschitz.bounds.settings import Settings
 from lightning_lipschitz.callbacks._measurement import Measurement, measure
 from lightning_lipschitz.callbacks._saved_weights import as_saved, averaged_model, saved_model
 from lightning_lipschitz.callbacks._submodule import Submodule
-from lightning_lipschitz.certificate import Certificate, mark_proved
+from lightning_lipschitz.certificate import Certificate, Multipliers, mark_proved
 from lightning_lipschitz.errors import CertificateError, LipschitzError
 from lightning_lipschitz.extraction.reading import ReadNetwork
 from lightning_lipschitz.lightning_tools.ranks import Failure, Ranks, refuse_sharded
@@ -34,17 +34,22 @@ class MonitoredFit:
         trainer: whose fit it is.
         choice: the callback's ``module``, ``input`` and ``output``.
         settings: those of every measurement.
+        lower_bound: whether to sample one as well.
+        pairs: whether the differences of two outputs are bounded as well.
 
     Raises:
         MisconfigurationException: the strategy shards parameters.
     """
 
-    def __init__(self, trainer: Trainer, choice: Choice, settings: Settings, lower_bound: bool) -> None:
+    def __init__(
+        self, trainer: Trainer, choice: Choice, settings: Settings, lower_bound: bool, pairs: bool = False
+    ) -> None:
         refuse_sharded(trainer, _OWNER)
         self._trainer = ref(trainer)
         self.submodule = Submodule(choice, _OWNER, settings.method)
         self._ranks = Ranks(trainer)
         self._settings, self._lower_bound = replace(settings, workers=self._ranks.share), lower_bound
+        self._choice, self._pairs = choice, pairs
         self._traced = self._closed = False
         self._batches = 0
         self._measured: tuple[int, ...] | None = None
@@ -125,6 +130,7 @@ class MonitoredFit:
                 self._settings,
                 warm_start=self._warm_start or last,
                 at=(trainer.current_epoch, trainer.global_step),
+                offered=(lambda: _multipliers_in_loss(trainer, self._choice)) if self._pairs else None,
             )
         # The solver's state stays on rank 0: it is as large as the problem, and no part of the proof.
         self._warm_start = result.certificate
@@ -192,3 +198,10 @@ class MonitoredFit:
         self.submodule.rest()
         self._warm_start, self._closed = None, True
         self._ranks.close()
+
+
+def _multipliers_in_loss(trainer: Trainer, choice: Choice) -> list[Multipliers]:
+    """Those of a loss with margins of the same part of the model: they prove more than a search for others finds."""
+    losses = [each for each in trainer.callbacks if hasattr(each, "bound_in_loss")]  # type: ignore[attr-defined]
+    found = [each.multipliers for each in losses if Choice.of(each) == choice]
+    return [each for each in found if each is not None]

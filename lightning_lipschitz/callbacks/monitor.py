@@ -29,6 +29,7 @@ from lightning_lipschitz.lightning_tools.arguments import (
 from lightning_lipschitz.lightning_tools.log import MetricLog, attached, validates_training
 from lightning_lipschitz.lightning_tools.saving import Gates
 from lightning_lipschitz.lightning_tools.submodule import Choice
+from lightning_lipschitz.pairwise import PairwiseBounds
 from lightning_lipschitz.report import Subject
 
 
@@ -50,7 +51,8 @@ class LipschitzCallback(PartCallback):
     * ``lipschitz/seconds``: wall time of all this.
     * ``lipschitz/solver_ok``: 1 if the method reached its goal, 0 if the bound is a fallback.
     * ``lipschitz/certified_accuracy_0.5`` for ``certified_radii=[0.5]``: the share of the validation set that is
-      classified right, and so is every input within that distance. See :class:`~lightning_lipschitz.CertifiedAccuracy`.
+      classified right, and so is every input within that distance, by bounds proved for each pair of classes. See
+      :class:`~lightning_lipschitz.CertifiedAccuracy`.
 
     In every checkpoint, ``checkpoint["lipschitz"]`` holds the certificate: its scalars, the ``epoch`` and
     ``global_step`` it belongs to, and the numbers that prove it. With several instances, one for each submodule, the
@@ -141,6 +143,7 @@ class LipschitzCallback(PartCallback):
     def _begin(self) -> None:
         super()._begin()
         self._fit: MonitoredFit | None = None
+        self._pairs: PairwiseBounds | None = None  # of the last measurement
         self._guard: Gates | None = Gates(self._stamp)
         self._first_epoch: int | None = None
         self._accuracy = ValidationAccuracy(self.certified_radii, keep=self._keeps_predictions())
@@ -158,7 +161,8 @@ class LipschitzCallback(PartCallback):
         check_siblings(self, trainer)
         self._log = MetricLog(checked_prefix(self, trainer), self.prog_bar)
         settings = Settings(self.method, self.solver, self.rtol, self.time_limit)
-        self._fit = MonitoredFit(trainer, Choice.of(self), settings, self.lower_bound)
+        pairs = len(self.certified_radii) > 0
+        self._fit = MonitoredFit(trainer, Choice.of(self), settings, self.lower_bound, pairs)
         self._submodule = self._fit.submodule
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -187,7 +191,7 @@ class LipschitzCallback(PartCallback):
         if validates_training(trainer):
             self._measure_if_due(trainer, pl_module)
             fresh = self._fit is not None and self._fit.is_measured(trainer)
-            self._accuracy.start(trainer, pl_module, self.certificate if fresh else None)
+            self._accuracy.start(trainer, pl_module, self.certificate if fresh else None, self._pairs)
 
     def on_validation_batch_end(
         self,
@@ -251,7 +255,7 @@ class LipschitzCallback(PartCallback):
 
     def _measure(self, fit: MonitoredFit, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         result = fit.measure(trainer, pl_module, last=self.certificate)
-        self.certificate = result.certificate
+        self.certificate, self._pairs = result.certificate, result.pairs
         self.history.append(asdict(result.entry))
         for subject, sentence in result.warnings(self.max_lipschitz).items():
             self._warned(subject, f"`LipschitzCallback` in {sentence}")
