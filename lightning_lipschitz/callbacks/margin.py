@@ -189,7 +189,7 @@ class LipschitzMargin(PartCallback):
         return mode
 
     def _raised(self, trainer: Trainer, pl_module: LightningModule, logits: Tensor, target: Tensor) -> Tensor | None:
-        bound = self.bound_in_loss or self._make(pl_module)
+        bound = self.bound_in_loss or self._make(trainer, pl_module)
         K = bound.pairs()
         if K.shape[0] != logits.shape[1]:
             return None
@@ -198,7 +198,7 @@ class LipschitzMargin(PartCallback):
         self._largest = K.detach().amax()
         return margin_logits(logits, target, K.to(logits.device), self._radius)
 
-    def _make(self, pl_module: LightningModule) -> DifferentiableBound:
+    def _make(self, trainer: Trainer, pl_module: LightningModule) -> DifferentiableBound:
         submodule = self._submodule
         if submodule is None:
             raise RuntimeError("no fit has begun")
@@ -208,7 +208,11 @@ class LipschitzMargin(PartCallback):
                 f"`LipschitzMargin(module={self.module!r})`: the module was not called before the loss. Name the"
                 " submodule whose output are the logits."
             )
-        self.bound_in_loss = DifferentiableBound(*submodule.part(pl_module), method=self.bound)
+        part, example = submodule.part(pl_module)
+        if submodule.held is not None and trainer.world_size > 1:  # every process saw other samples
+            submodule.hold(trainer.strategy.broadcast(submodule.held))
+            part, example = submodule.part(pl_module)
+        self.bound_in_loss = DifferentiableBound(part, example, method=self.bound)
         restored, self._restored = self._restored, None
         if restored is not None:
             self.bound_in_loss.load_state_dict(restored)

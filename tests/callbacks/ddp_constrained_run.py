@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
-from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, _certified_weights, admm
+from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, LipschitzMargin, _certified_weights, admm
 from tests.modules import Classifier, Uncertifiable, loader
 
 BOUND = 0.4
@@ -62,6 +62,13 @@ SCENARIOS = {
     "average": (Classifier, lambda: LipschitzADMM(BOUND, every_n_steps=2), None, {"average": True}),
     "accumulate": (Classifier, lambda: LipschitzBarrier(BOUND), None, {"accumulate_grad_batches": 2}),
     "no round": (Classifier, lambda: LipschitzADMM(BOUND, every_n_steps=2), no_round, {}),
+    "margin": (Classifier, lambda: LipschitzMargin(0.3), None, {}),
+    "margin, product": (
+        Classifier,
+        lambda: LipschitzMargin(0.3, bound="product"),
+        None,
+        {"accumulate_grad_batches": 2},
+    ),
     "uncertifiable": (Uncertifiable, lambda: LipschitzADMM(BOUND), None, {}),
     "no certificate": (Classifier, lambda: LipschitzADMM(BOUND, every_n_steps=2), no_certificate, {}),
 }

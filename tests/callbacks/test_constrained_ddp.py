@@ -60,6 +60,19 @@ def test_ranks_agree_and_files_meet_the_bound(scenario, forked):
     assert ll.certify(shipped, rtol=1e-8).upper_bound <= BOUND * (1 + 1e-6)
 
 
+def test_the_bounds_in_a_loss_with_margins_stay_alike(tmp_path):
+    """Nothing is sent from rank to rank: the multipliers follow the weights, and these are the same."""
+    names = ("margin", "margin, product")
+    done = run(tmp_path, *names)
+    for name in names:
+        assert (tmp_path / name / "shipped.pt").exists(), done.stderr
+        first, second = ranks(tmp_path / name)
+        assert first == second
+        assert [entry["margin_bound"] > 0 for entry in first["history"]] == [True, True]
+        stored = [torch.load(path, weights_only=True) for path in (tmp_path / name).glob("*.ckpt")]
+        assert all("bound" in file["callbacks"]["LipschitzMargin{'module': ''}"] for file in stored)
+
+
 @pytest.mark.parametrize(
     ("scenario", "message"),
     [("uncertifiable", "cannot be certified"), ("no certificate", "no solver on rank 0")],

@@ -113,6 +113,8 @@ FITS = {
     "ADMM, soft": (Net, lambda: [ll.LipschitzADMM(mode="regularize", weight=1e-3, every_n_steps=2)], {}),
     "barrier": (Net, lambda: [ll.LipschitzBarrier(max_lipschitz=0.5)], {}),
     "CLIP": (Clipped, lambda: [], {}),
+    "margin": (Net, lambda: [ll.LipschitzMargin(0.3), ll.LipschitzCallback(certified_radii=[0.1])], {}),
+    "margin, product": (Net, lambda: [ll.LipschitzMargin(0.3, bound="product")], {}),
     "metrics": (Measured, lambda: [], {}),
     "average": (Net, lambda: [EMAWeightAveraging(decay=0.5), ll.LipschitzADMM(0.5, every_n_steps=2)], {}),
     "autocast": (Net, lambda: [ll.LipschitzCallback()], {"precision": "bf16-mixed"}),
@@ -187,7 +189,7 @@ def test_fits_say_the_same_there(tmp_path, body, fit):
         assert ll.certify(model, torch.zeros(2, 6)).upper_bound <= 0.5
 
 
-@pytest.mark.parametrize("fit", ["monitor and radii", "barrier", "ADMM"])
+@pytest.mark.parametrize("fit", ["monitor and radii", "barrier", "ADMM", "margin", "margin, product"])
 def test_a_fit_there_goes_on_from_its_checkpoint(tmp_path, fit):
     with elsewhere():
         saved, _, _ = fitted(tmp_path, "chain", fit, trainer_arguments())
