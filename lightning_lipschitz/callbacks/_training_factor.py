@@ -43,7 +43,8 @@ class TrainingFactor:
         self._redirected: list[bool] = []  # of the calls that are running, the innermost last
         self._open = self._busy = False
         self.calls = 0
-        # what the factor is made of is no part of what is compiled
+        # none of this is part of what is compiled
+        self.before: Callable[..., None] = torch.compiler.disable(self._before)  # type: ignore[no-untyped-call]
         self.after: Callable[..., Any] = torch.compiler.disable(self._after)  # type: ignore[no-untyped-call]
 
     def attach(self, module: nn.Module) -> None:
@@ -68,7 +69,7 @@ class TrainingFactor:
         """It is over."""
         self._open = False
 
-    def before(self, module: nn.Module) -> None:
+    def _before(self, module: nn.Module) -> None:
         """A call begins."""
         if self._open and not self._busy:
             self._redirected.append(is_redirected(module))
