@@ -52,7 +52,7 @@ class LipschitzScale(BoundedTraining[LastLayerWeights]):
 
     Args:
         max_lipschitz: the bound L > 0, l2 output change per l2 input change.
-        bound: b, see :class:`~lightning_lipschitz.DifferentiableBound`.
+        bound: b, as the ``method`` of :class:`~lightning_lipschitz.DifferentiableBound`: "sweep", "product" or "auto".
         module: dotted name of the submodule that is held to the bound; ``""`` for the model's ``forward``, or for its
             only child if it has none. Any that :func:`~lightning_lipschitz.certify` reads.
         input: position or name of the one of several inputs that the bound is for. It holds for the others at their
