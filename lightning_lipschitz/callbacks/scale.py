@@ -162,6 +162,8 @@ class LipschitzScale(BoundedTraining[LastLayerWeights]):
         if self._hooks is not None:
             self._hooks.remove()
             self._hooks = None
+        if self._in_loss is not None:  # it knows the module; what it has learnt is still saved after the fit
+            self._restored, self._in_loss = self._in_loss.state_dict(), None
 
     # A step
 
