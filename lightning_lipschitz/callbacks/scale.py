@@ -40,6 +40,8 @@ class LipschitzScale(BoundedTraining[LastLayerWeights]):
     :class:`LipschitzADMM`. For regression, where the size of outputs matters, training has seen the size that b stands
     for; what is written has the larger one, up to L, that the certificate allows.
 
+    A step costs b, and each validation or save two certificates (of the weights in training, and of what is written).
+
     Logged, when validation starts or else when the training epoch ends:
 
     * ``scale/upper_bound``: certified, of the weights as they are written at that moment.
