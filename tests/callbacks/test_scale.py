@@ -354,7 +354,7 @@ def fully_convolutional():
         pytest.param(residual, "bf16-mixed", marks=pytest.mark.slow),
     ],
 )
-def test_large_networks(make, precision, product, trainer, tmp_path):
+def test_large_networks(make, precision, trainer, tmp_path):
     torch.manual_seed(0)
     module, callback = around(make), LipschitzScale(LIMIT)
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1, save_last=True)
