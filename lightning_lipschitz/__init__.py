@@ -11,7 +11,13 @@ from lightning_lipschitz.pairwise import PairwiseBounds, pairwise_bounds
 from lightning_lipschitz.training import project
 
 if TYPE_CHECKING:
-    from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, LipschitzCallback, LipschitzMargin
+    from lightning_lipschitz.callbacks import (
+        LipschitzADMM,
+        LipschitzBarrier,
+        LipschitzCallback,
+        LipschitzMargin,
+        LipschitzScale,
+    )
     from lightning_lipschitz.metrics import CertifiedAccuracy, CertifiedRadius, LipschitzLowerBound
     from lightning_lipschitz.mixins import ClipConfig, CLIPMixin
 
@@ -30,6 +36,7 @@ __all__ = [
     "LipschitzError",
     "LipschitzLowerBound",
     "LipschitzMargin",
+    "LipschitzScale",
     "LowerBound",
     "PairwiseBounds",
     "Status",

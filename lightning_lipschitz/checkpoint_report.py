@@ -158,7 +158,12 @@ def _state(checkpoint: Mapping[str, Any], key: str, certificate: Certificate) ->
     return found[0] if found else _CallbackState("", Choice(key.partition("/")[2]), ())
 
 
-_KINDS = {"LipschitzCallback": "lipschitz", "LipschitzADMM": "admm", "LipschitzBarrier": "barrier"}
+_KINDS = {
+    "LipschitzCallback": "lipschitz",
+    "LipschitzADMM": "admm",
+    "LipschitzBarrier": "barrier",
+    "LipschitzScale": "scale",
+}
 
 
 def _choice_of(state_key: str) -> Choice:

@@ -32,6 +32,7 @@ CALLBACKS = {
     "lipschitz": lambda: ll.LipschitzCallback(),
     "admm": lambda: ll.LipschitzADMM(20.0),
     "barrier": lambda: ll.LipschitzBarrier(20.0),
+    "scale": lambda: ll.LipschitzScale(20.0),
 }
 
 

@@ -85,6 +85,8 @@ CHOICES = {
     "callback, method": (ll.LipschitzCallback, "method", lambda v: ll.LipschitzCallback(method=v)),
     "callback, solver": (ll.LipschitzCallback, "solver", lambda v: ll.LipschitzCallback(solver=v)),
     "admm, mode": (ll.LipschitzADMM, "mode", admm),
+    "scale, bound": (ll.LipschitzScale, "bound", lambda v: ll.LipschitzScale(1.0, bound=v)),
+    "project, keep": (ll.project, "keep", lambda v: ll.project(module(), 9.0, X, keep=v)),
     "certify, method": (ll.certify, "method", lambda v: ll.certify(module(), X, method=v)),
     "certify, solver": (ll.certify, "solver", lambda v: ll.certify(TWO_BY_TWO, solver=v)),
     "pairs, method": (ll.pairwise_bounds, "method", lambda v: ll.pairwise_bounds(module(), X, method=v)),
@@ -101,7 +103,7 @@ def hint(name):
     """The values that the annotation allows, and the default."""
     owner, argument, _ = CHOICES[name]
     parameter = inspect.signature(owner).parameters[argument]
-    hinted = owner.__init__ if owner in (ll.LipschitzCallback, ll.LipschitzADMM) else owner
+    hinted = owner.__init__ if owner in (ll.LipschitzCallback, ll.LipschitzADMM, ll.LipschitzScale) else owner
     return get_args(get_type_hints(hinted)[argument]), parameter.default
 
 

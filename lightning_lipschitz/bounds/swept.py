@@ -170,7 +170,8 @@ def propose(network: Network, clock: Clock | None = None, *, objective: Objectiv
     """
     clock = Clock(None) if clock is None else clock
     reduced = reduce(network, keep_outputs=objective is not log_whole)
-    best, status = _descend(reduced.network, clock, objective)
+    with torch.inference_mode(False), torch.enable_grad():  # callbacks certify in the middle of a validation
+        best, status = _descend(reduced.network, clock, objective)
     if best is None:
         raise SolverError("no sweep found multipliers: the output does not depend on the input in float64's range.")
     rho = float(torch.linalg.eigvalsh(best.covariance)[-1]) * (1.0 + SLACK)

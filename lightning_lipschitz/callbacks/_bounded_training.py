@@ -5,35 +5,34 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
 
 from lightning_lipschitz._lightning import LightningModule, MisconfigurationException, Trainer
-from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights
 from lightning_lipschitz.callbacks._certified_export import CertifiedExport
 from lightning_lipschitz.callbacks._certified_weights import Certifier
+from lightning_lipschitz.callbacks._held_weights import HeldWeights
 from lightning_lipschitz.callbacks._metric_keys import choose_prefix
 from lightning_lipschitz.callbacks._part_callback import PartCallback
 from lightning_lipschitz.callbacks._saved_weights import bounding_callbacks
 from lightning_lipschitz.callbacks._shared_memory import refuse_overlap
-from lightning_lipschitz.certificate import Certificate, Multipliers
+from lightning_lipschitz.certificate import Certificate
 from lightning_lipschitz.extraction import Input, Output
 from lightning_lipschitz.lightning_tools.log import MetricLog, validates_training
 from lightning_lipschitz.lightning_tools.ranks import Ranks, refuse_sharded
-from lightning_lipschitz.lightning_tools.submodule import Choice
 
 T = TypeVar("T")
+Held = TypeVar("Held", bound=HeldWeights)
 
 _RENEWED = "the model has changed since it was read (a layer, an activation or a number); it is held to the bound anew."
 
 
 @dataclass(eq=False)
-class Fit:
+class Fit(Generic[Held]):
     """What belongs to one fit and is never copied or saved."""
 
-    weights: BoundedWeights
+    weights: Held
     ranks: Ranks
     export: CertifiedExport
     seconds: float = 0.0
@@ -49,8 +48,9 @@ class Fit:
             self.seconds += time.perf_counter() - start
 
 
-class BoundedTraining(PartCallback):
-    """Base of the callbacks that train under a bound. Subclasses say what is added to gradients, and when."""
+class BoundedTraining(PartCallback, Generic[Held]):
+    """Base of the callbacks that train under a bound. Subclasses say how training hears of it, and which weights are
+    written."""
 
     max_lipschitz: float | None
     _keys: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class BoundedTraining(PartCallback):
     def _begin(self) -> None:
         super()._begin()
         self.history = []
-        self._fit: Fit | None = None
+        self._fit: Fit[Held] | None = None
 
     # Life of a fit
 
@@ -78,21 +78,22 @@ class BoundedTraining(PartCallback):
         prefix = choose_prefix(self, trainer, self.base)
         self._log = MetricLog(prefix, self.prog_bar)
         ranks = Ranks(trainer)
-        weights = BoundedWeights(Choice.of(self), owner, self.max_lipschitz, ranks.many)
-        certifier = Certifier(weights, self.max_lipschitz, self._hint(weights))
+        weights, certifier = self._written(ranks.many)
         export = CertifiedExport(trainer, weights, certifier, ranks, prefix)
         export.install(trainer, pl_module)
         self._fit, self._guard, self._submodule = Fit(weights, ranks, export), export, weights.submodule
 
-    def _hint(self, weights: BoundedWeights) -> Callable[[], Multipliers | None]:
-        """Source of multipliers that training has at hand, in the fit and after it; see :class:`.Certifier`."""
+    def _written(self, many: bool) -> tuple[Held, Certifier]:
+        """The weights that are held to the bound, and what finds those that are written of them.
+
+        Args:
+            many: whether other processes do the same.
+        """
         raise NotImplementedError
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._fit is None:
             return
-        for optimizer in trainer.optimizers:
-            _refuse_closures(optimizer, type(self).__name__)
         refuse_overlap(self, [c for c in bounding_callbacks(trainer) if c is not self], pl_module)
         self._fit.weights.start(pl_module)
 
@@ -117,7 +118,7 @@ class BoundedTraining(PartCallback):
             self._fit.weights.hear(pl_module, batch)
             self._fit.batch = None
 
-    def _ready(self, fit: Fit, pl_module: LightningModule) -> bool:
+    def _ready(self, fit: Fit[Held], pl_module: LightningModule) -> bool:
         """Whether the weights can be read, in the middle of a batch."""
         fit.weights.fit_in(pl_module)
         if fit.weights.renewed:
@@ -186,13 +187,13 @@ class BoundedTraining(PartCallback):
 
     # Logging
 
-    def _certify(self, fit: Fit, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _certify(self, fit: Fit[Held], trainer: Trainer, pl_module: LightningModule) -> None:
         """Find and log what would be written of the weights of this moment; validation will see it."""
         certificate = fit.timed(lambda: fit.export.before_validation(trainer, pl_module))
         fit.logged = trainer.global_step
         self._log.log(trainer, pl_module, self._entry(fit, trainer, certificate))
 
-    def _entry(self, fit: Fit, trainer: Trainer, certificate: Certificate) -> dict[str, float]:
+    def _entry(self, fit: Fit[Held], trainer: Trainer, certificate: Certificate) -> dict[str, float]:
         """What is logged of it; the history gets all of it."""
         self.certificate = certificate
         values = {"upper_bound": certificate.upper_bound, **self._values(), "seconds": fit.seconds}
@@ -213,23 +214,6 @@ class BoundedTraining(PartCallback):
         if trainer.state.fn != "fit" and "current_model_state" in checkpoint:
             checkpoint["current_model_state"] = checkpoint["state_dict"]
             pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
-
-
-def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> float:
-    """Factor of gradients at ``on_before_optimizer_step``: fused optimizers undo the loss scaling themselves, later."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
-        return 1.0
-    return float(scaler.get_scale())
-
-
-def _refuse_closures(optimizer: Optimizer, owner: str) -> None:
-    if isinstance(optimizer, LBFGS):
-        raise MisconfigurationException(
-            f"`{owner}` does not support `{type(optimizer).__name__}`: it evaluates the loss several times a step, and"
-            " the loss that it sees lacks what is added to the gradient. Use an optimizer that takes one gradient a"
-            " step, such as `torch.optim.Adam`."
-        )
 
 
 def _refuse_pruning(trainer: Trainer, owner: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 from weakref import ref
 
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from lightning_lipschitz._lightning import LightningModule, Trainer, isolated_rng, rank_zero_warn
 from lightning_lipschitz.callbacks import _atomic as atomic
-from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights
 from lightning_lipschitz.callbacks._certified_weights import CertifiedWeights, Certifier
+from lightning_lipschitz.callbacks._held_weights import HeldWeights
 from lightning_lipschitz.callbacks._saved_weights import Swap, saved_model
 from lightning_lipschitz.certificate import Certificate
 from lightning_lipschitz.checkpoint_files import to_plain
@@ -42,7 +43,7 @@ class CertifiedExport:
         key: name in a checkpoint of the certificate and the training weights.
     """
 
-    def __init__(self, trainer: Trainer, weights: BoundedWeights, certifier: Certifier, ranks: Ranks, key: str) -> None:
+    def __init__(self, trainer: Trainer, weights: HeldWeights, certifier: Certifier, ranks: Ranks, key: str) -> None:
         self.key = key
         self._trainer = ref(trainer)
         self._weights, self._certifier, self._ranks = weights, certifier, ranks
@@ -146,7 +147,7 @@ class CertifiedExport:
         self._weights.refresh(model)
         written = self._agreed(model)
         Swap().put(self._weights.parameters, written.tensors)
-        self._certifier.keep(self._weights.of(model), CertifiedWeights({}, written.certificate))
+        self._certifier.keep(self._weights.of(model), replace(written, tensors={}))
         self._finished = True
         return written.certificate.at(trainer.current_epoch, trainer.global_step)
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lightning_lipschitz import api
-from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights, Tensors
+from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights
+from lightning_lipschitz.callbacks._held_weights import HeldWeights, Tensors
+from lightning_lipschitz.callbacks._last_layer_weights import LastLayerWeights
 from lightning_lipschitz.certificate import Certificate, Multipliers
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.graph.network import Network
-from lightning_lipschitz.training import nearby, nearest
+from lightning_lipschitz.training import nearby, nearest, scaled_layer
 from lightning_lipschitz.training.at_hand import certificate_by
 from lightning_lipschitz.weights import Store
 
@@ -28,36 +31,38 @@ class CertifiedWeights:
     Attributes:
         tensors: the parameters of the submodule that differ from those in training, by their name there.
         certificate: certificate of the submodule with these.
+        factor: number that the last affine layer was multiplied by, where that is how they were made.
     """
 
     tensors: dict[str, Tensor]
     certificate: Certificate
+    factor: float = 1.0
 
     def cpu(self) -> CertifiedWeights:
         """These on the CPU, to be sent to another process."""
-        return CertifiedWeights({name: t.cpu() for name, t in self.tensors.items()}, self.certificate)
+        return replace(self, tensors={name: tensor.cpu() for name, tensor in self.tensors.items()})
 
 
 class Certifier:
     """Finds the certified weights that are written of those of a moment; keeps the last answer.
 
-    Validation and the checkpoints of the same moment ask for the same weights: they get the same answer.
+    Validation and the checkpoints of the same moment ask for the same weights: they get the same answer. Subclasses say
+    how certified weights are made of others.
 
     Args:
         weights: the submodule.
-        max_lipschitz: the bound that whatever is written meets; None to certify the weights as they are.
-        hint: gives multipliers that training has at hand, for slopes widened to contain zero; their rho is the bound
-            squared.
     """
 
-    def __init__(
-        self, weights: BoundedWeights, max_lipschitz: float | None, hint: Callable[[], Multipliers | None]
-    ) -> None:
+    def __init__(self, weights: HeldWeights) -> None:
         self._weights = weights
-        self._max_lipschitz, self._hint = max_lipschitz, hint
         self._given: dict[str, Tensor] = {}
         self._answer: CertifiedWeights | None = None
 
+    def _write(self, tensors: Tensors) -> CertifiedWeights:
+        """What is written of these tensors. Raises as :meth:`__call__`."""
+        raise NotImplementedError
+
+    @torch.no_grad()
     def __call__(self, tensors: Tensors) -> CertifiedWeights:
         """What is written of these tensors of the submodule.
 
@@ -80,7 +85,30 @@ class Certifier:
         self._given = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         self._answer = answer
 
-    @torch.no_grad()
+    @property
+    def answer(self) -> CertifiedWeights | None:
+        """The last one."""
+        return self._answer
+
+
+class Projector(Certifier):
+    """All weights of the submodule move to the nearest certified ones.
+
+    Args:
+        weights: the submodule.
+        max_lipschitz: the bound that whatever is written meets; None to certify the weights as they are.
+        hint: gives multipliers that training has at hand, for slopes widened to contain zero; their rho is the bound
+            squared.
+    """
+
+    _weights: BoundedWeights
+
+    def __init__(
+        self, weights: BoundedWeights, max_lipschitz: float | None, hint: Callable[[], Multipliers | None]
+    ) -> None:
+        super().__init__(weights)
+        self._max_lipschitz, self._hint = max_lipschitz, hint
+
     def _write(self, tensors: Tensors) -> CertifiedWeights:
         """Use the multipliers of training if they are there and will do, for that is cheap; else search."""
         network, multipliers = self._weights.network(tensors), None if self._weights.renewed else self._hint()
@@ -112,6 +140,26 @@ class Certifier:
         if self._weights.network({**tensors, **stored}).digest != certificate.network_digest:
             raise LipschitzError("the projected weights do not read back as they were certified; please report this.")
         return CertifiedWeights(stored, certificate)
+
+
+class LastLayerScaler(Certifier):
+    """The last affine layer of the submodule is multiplied by one number.
+
+    Args:
+        weights: the submodule.
+        max_lipschitz: the bound that whatever is written meets.
+    """
+
+    _weights: LastLayerWeights
+
+    def __init__(self, weights: LastLayerWeights, max_lipschitz: float) -> None:
+        super().__init__(weights)
+        self._max_lipschitz = max_lipschitz
+
+    def _write(self, tensors: Tensors) -> CertifiedWeights:
+        layer, read = self._weights.layer, self._weights.network
+        found = scaled_layer(layer, tensors, self._max_lipschitz, read, partial(api.certify, rtol=_RTOL, throw=False))
+        return CertifiedWeights(found.tensors, found.certificate, found.factor)
 
 
 def _same(one: Tensors, other: Tensors) -> bool:

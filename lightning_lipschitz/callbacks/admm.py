@@ -9,8 +9,9 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_lipschitz._lightning import LightningModule, Trainer
-from lightning_lipschitz.callbacks._bounded_training import BoundedTraining, Fit, gradient_scale
+from lightning_lipschitz.callbacks._bounded_training import Fit
 from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights
+from lightning_lipschitz.callbacks._pulled_training import PulledTraining, gradient_scale
 from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.errors import LipschitzError
 from lightning_lipschitz.extraction import Input, Output
@@ -29,7 +30,7 @@ Mode = Literal["enforce", "regularize"]
 _FAR = 0.05  # relative distance from the certified weights at which the end of training is worth a warning
 
 
-class LipschitzADMM(BoundedTraining):
+class LipschitzADMM(PulledTraining):
     r"""Train under a certified Lipschitz bound: every file that is saved, and the final module, meets it.
 
     In ``mode="enforce"`` no input pair is ever stretched by more than ``max_lipschitz`` by what leaves the run:
@@ -230,7 +231,7 @@ class LipschitzADMM(BoundedTraining):
     def _warn_of_round(self, trainer: Trainer, sentence: str) -> None:
         self._warn("round", f"a round failed in epoch {trainer.current_epoch}, training goes on: {sentence}")
 
-    def _advance(self, fit: Fit) -> Consensus:
+    def _advance(self, fit: Fit[BoundedWeights]) -> Consensus:
         weights = fit.weights.matrices()
         consensus = (self._consensus or Consensus.start(weights, self.penalty)).to(weights[0].device)
         problem = ConsensusProblem(self.max_lipschitz, self.weight, self.balance)

@@ -8,9 +8,10 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lightning_lipschitz._lightning import LightningModule, Trainer
-from lightning_lipschitz.callbacks._bounded_training import BoundedTraining, Fit, gradient_scale
+from lightning_lipschitz.callbacks._bounded_training import Fit
 from lightning_lipschitz.callbacks._bounded_weights import BoundedWeights
 from lightning_lipschitz.callbacks._interior_path import InteriorPath
+from lightning_lipschitz.callbacks._pulled_training import PulledTraining, gradient_scale
 from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.extraction import Input, Output
 from lightning_lipschitz.lightning_tools.arguments import require_positive
@@ -21,7 +22,7 @@ from lightning_lipschitz.training.multipliers import widened
 _MANY, _FEW = 0.2, 20  # rejected steps, as a share and as a number, beyond which the end of training warns
 
 
-class LipschitzBarrier(BoundedTraining):
+class LipschitzBarrier(PulledTraining):
     r"""Train strictly inside the weights that are certified for ``max_lipschitz``: the bound holds after every step.
 
     Your optimizer minimises :math:`\mathrm{loss} - \mu \log\det M(L^2, \lambda; W)`, M being the matrix of
@@ -143,7 +144,9 @@ class LipschitzBarrier(BoundedTraining):
         known = {id(parameter) for parameter in pl_module.parameters()}
         return any(id(parameter) in known for group in optimizer.param_groups for parameter in group["params"])
 
-    def _return(self, trainer: Trainer, pl_module: LightningModule, fit: Fit, path: InteriorPath) -> None:
+    def _return(
+        self, trainer: Trainer, pl_module: LightningModule, fit: Fit[BoundedWeights], path: InteriorPath
+    ) -> None:
         """Back into the set, should something have moved the weights in a way that could not be followed."""
         if self._ready(fit, pl_module) and not path.inside():
             self._enter(trainer, fit, path)
@@ -188,7 +191,7 @@ class LipschitzBarrier(BoundedTraining):
 
     # Into the set, and out of the fit
 
-    def _enter(self, trainer: Trainer, fit: Fit, path: InteriorPath) -> None:
+    def _enter(self, trainer: Trainer, fit: Fit[BoundedWeights], path: InteriorPath) -> None:
         """Move the weights inside, on every rank alike."""
         restored, self._restored = self._restored, None
         if restored is not None and path.resume(restored):
@@ -202,7 +205,7 @@ class LipschitzBarrier(BoundedTraining):
                 "moved", f"the weights were outside of `max_lipschitz={self.max_lipschitz:g}` and were projected."
             )
 
-    def _start(self, fit: Fit) -> Start:
+    def _start(self, fit: Fit[BoundedWeights]) -> Start:
         wide = widened(fit.weights.network())
         found = start_inside(fit.weights.stored, fit.weights.matrices(), wide, self.max_lipschitz)
         if not fit.ranks.many:

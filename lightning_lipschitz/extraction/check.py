@@ -86,7 +86,7 @@ def _compare(
 ) -> None:
     """In every sample by itself: what rounding explains of a large one must not hide a difference in a small one."""
     try:
-        found, resolution = _run(model, weights, x, mode, dtype)
+        found, resolution = evaluate(model, weights, x, mode, dtype)
     except ExtractionError:
         if mode == "inference":  # nobody can call it in a mode in which it, or its device, does not run
             return
@@ -124,9 +124,15 @@ def _floor(extraction: Runnable[Any], flat: Array, resolution: float) -> float:
     return _FEW * resolution * float(np.abs(common[np.isfinite(common)]).max(initial=0.0))
 
 
-def _run(
+def evaluate(
     model: torch.nn.Module, weights: Weights, x: torch.Tensor, mode: str, dtype: torch.dtype
 ) -> tuple[Array, float]:
+    """Outputs of an undisturbed model with given tensors, shape (batch, outputs), and the resolution of the dtype that
+    it ran in: float64, or its own where its code insists on that.
+
+    Raises:
+        ExtractionError: it runs in neither.
+    """
     error: Exception | None = None
     for cast in _casts(model, x, dtype):
         try:

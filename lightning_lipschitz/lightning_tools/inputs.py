@@ -180,13 +180,13 @@ class _Hook:
         if torch.compiler.is_compiling():
             return  # what is compiled is none of ours; the batch is asked instead, see `take_from_batch`
         capture = None if self._capture is None else self._capture()
-        if capture is not None and not _redirected(module):
+        if capture is not None and not is_redirected(module):
             capture.take(arguments_of(module, args, kwargs), module)
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()
 
 
-def _redirected(module: nn.Module) -> bool:
+def is_redirected(module: nn.Module) -> bool:
     """Whether a distributed strategy is calling ``training_step`` in the name of ``forward``: a batch, not an input."""
     return "ForwardRedirection" in getattr(module.__dict__.get("forward"), "__qualname__", "")

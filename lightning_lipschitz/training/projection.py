@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.search import certify_network
-from lightning_lipschitz.bounds.settings import Settings, require_count, require_fraction, require_time_limit
+from lightning_lipschitz.bounds.settings import (
+    Settings,
+    require_choice,
+    require_count,
+    require_fraction,
+    require_time_limit,
+)
 from lightning_lipschitz.certificate import Certificate, Multipliers, Status
 from lightning_lipschitz.errors import SolverError
 from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.training import path, spectral_ball
+from lightning_lipschitz.training.decisions import scale_decisions
 from lightning_lipschitz.training.multipliers import squared
 from lightning_lipschitz.training.result import Nearest
 from lightning_lipschitz.training.scaled import fits, scaled
 from lightning_lipschitz.weights import Store, StoredWeights, stored_weights
+
+Keep: TypeAlias = Literal["weights", "decisions"]
 
 
 def project(
@@ -27,6 +36,7 @@ def project(
     max_lipschitz: float,
     example_input: Any = None,
     *,
+    keep: Keep = "weights",
     rtol: float = 3e-3,
     max_rounds: int = 30,
     time_limit: float | None = None,
@@ -34,6 +44,10 @@ def project(
 ) -> Certificate:
     r"""Move a model to the nearest weights found whose certified l2 Lipschitz bound is at most ``max_lipschitz``, in
     place.
+
+    With ``keep="decisions"`` it is moved otherwise: all weights stay but those of the last affine layer, which are
+    multiplied, with the bias, by one number. So every output is multiplied by it and no argmax changes, in a model of
+    any size that :func:`~lightning_lipschitz.certify` reads. Below is ``keep="weights"``.
 
     .. math::
 
@@ -54,8 +68,9 @@ def project(
             written through.
         max_lipschitz: the bound L > 0, output change per input change.
         example_input: one batch of inputs, shape (batch, ...). By default the module's ``example_input_array``.
+        keep: what stays as it is as far as it can: "weights", or "decisions" (the argmax of the outputs).
         rtol: relative decrease of the distance that is worth three more projections.
-        max_rounds: at most so many projections.
+        max_rounds: at most so many projections. Neither is used where decisions are kept.
         time_limit: seconds. Where a projection would not end in time, all weights are scaled alike instead, by as
             much as the simple methods need to prove the bound, and the certificate's status is TIME_LIMIT.
         device: where LipSDP computes; "auto" takes a GPU where there is one and the problem is large. The projection
@@ -67,19 +82,28 @@ def project(
     Raises:
         ArgumentError: a bound that is not positive, or other unusable arguments.
         ProjectionError: a layer whose weights cannot be projected; names the submodule. A bound that skip connections
-            alone exceed.
+            alone exceed. To keep decisions: what ends in something else than an affine layer, such as a softmax.
         ExtractionError, NonFiniteError: the model cannot be read.
         SolverError: nothing could be certified. The model is as it was.
 
     Example:
-        >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> x = torch.randn(100, 2)
+        >>> decided = model(x).argmax(1)
+        >>> project(model, 0.2, torch.zeros(1, 2), keep="decisions").upper_bound <= 0.2
+        True
+        >>> bool((model(x).argmax(1) == decided).all())
+        True
         >>> project(model, 0.1, torch.zeros(1, 2)).upper_bound <= 0.1
         True
     """
     clock = Clock(time_limit)
     _check(max_lipschitz, rtol, max_rounds, time_limit)
+    require_choice("keep", keep, get_args(Keep))
     if example_input is None:
         example_input = getattr(model, "example_input_array", None)
+    if keep == "decisions":
+        return replace(scale_decisions(model, max_lipschitz, example_input, clock, str(device)), seconds=clock.seconds)
     weights = stored_weights(model, example_input)
     network = weights.network()
     inside = certify_network(network, Settings(device=str(device)), clock.share(3))

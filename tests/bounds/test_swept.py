@@ -60,6 +60,14 @@ def test_every_point_is_proved_at_its_value(name, seed):
             assert prove(network, proof) <= math.sqrt(rho) * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_does_not_ask_whether_gradients_are_wanted(mode):
+    network = chain((3, 5, 4, 2))
+    with mode():
+        found = ll.certify(network, method="sweep").upper_bound
+    assert found == ll.certify(network, method="sweep").upper_bound
+
+
 def test_where_nothing_depends_on_the_input_there_is_a_typed_error():
     network = Network.from_weights([np.zeros((3, 2)), np.ones((1, 3))])
     with pytest.raises(SolverError, match="does not depend on the input"):

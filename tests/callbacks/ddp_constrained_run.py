@@ -15,7 +15,14 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
-from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, LipschitzMargin, _certified_weights, admm
+from lightning_lipschitz.callbacks import (
+    LipschitzADMM,
+    LipschitzBarrier,
+    LipschitzMargin,
+    LipschitzScale,
+    _certified_weights,
+    admm,
+)
 from tests.modules import Classifier, Uncertifiable, loader
 
 BOUND = 0.4
@@ -59,6 +66,7 @@ def no_certificate():
 SCENARIOS = {
     "admm": (Classifier, lambda: LipschitzADMM(BOUND, every_n_steps=2), None, {}),
     "barrier": (Classifier, lambda: LipschitzBarrier(BOUND), None, {}),
+    "scale": (Classifier, lambda: LipschitzScale(BOUND), None, {}),
     "average": (Classifier, lambda: LipschitzADMM(BOUND, every_n_steps=2), None, {"average": True}),
     "accumulate": (Classifier, lambda: LipschitzBarrier(BOUND), None, {"accumulate_grad_batches": 2}),
     "no round": (Classifier, lambda: LipschitzADMM(BOUND, every_n_steps=2), no_round, {}),

@@ -6,7 +6,7 @@ import torch
 from pytorch_lightning import Callback
 
 import lightning_lipschitz as ll
-from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, stamped_certificates
+from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, LipschitzScale, stamped_certificates
 from tests.modules import INPUTS, Classifier
 
 BOUND = 0.4
@@ -42,7 +42,11 @@ def barrier(**options):
     return LipschitzBarrier(BOUND, **options)
 
 
-METHODS = {"admm": admm, "barrier": barrier}
+def scale(**options):
+    return LipschitzScale(BOUND, **options)
+
+
+METHODS = {"admm": admm, "barrier": barrier, "scale": scale}
 
 
 def bound_of(path, make=Classifier, module=""):

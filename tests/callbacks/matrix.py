@@ -164,7 +164,9 @@ BESIDE = {  # callbacks, and options of the Trainer
 }
 
 
-OUT_OF_REACH = {("divided", "fine-tuning")}  # beside rows of norm 1, a frozen layer alone is above the bound: refused
+def is_out_of_reach(model, method, beside):
+    """Refused: beside rows of norm 1, a frozen layer alone is above the bound; and what is frozen is not multiplied."""
+    return beside == "fine-tuning" and (method == "scale" or model == "divided")
 
 
 # Ways to save
@@ -235,7 +237,7 @@ def written(model, method, beside, save, folder):
     except (RuntimeError, SystemExit):
         assert beside in ("error", "interrupt")
     except ll.errors.ProjectionError:
-        assert (model, beside) in OUT_OF_REACH
+        assert is_out_of_reach(model, method, beside)
         return kind
     if save == "by hand" and beside not in ("error", "interrupt"):
         mine.validate(module, loader(8), verbose=False)

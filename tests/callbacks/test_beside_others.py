@@ -52,10 +52,10 @@ class Memory(Classifier):
 class Decoder(Classifier):
     """The transpose of a weight, as a parameter of its own in the same memory."""
 
-    def __init__(self):
+    def __init__(self, layer=0):
         super().__init__()
         self.decoder = nn.Linear(8, INPUTS, bias=False)
-        self.decoder.weight = nn.Parameter(self.net[0].weight.data.t())
+        self.decoder.weight = nn.Parameter(self.net[layer].weight.data.t())
 
 
 @BOTH
@@ -81,10 +81,11 @@ def test_tied_training_weights_come_back(fit, tmp_path):
     assert not torch.equal(kept["again.0"], file["state_dict"]["again.0"])
 
 
-@BOTH
-def test_memory_shared_in_two_forms_is_refused(method, fit):
-    with pytest.raises(ll.errors.ProjectionError, match=r"`net\.0\.weight` and `decoder\.weight` share memory"):
-        fit(Decoder(), method(module="net"))
+@pytest.mark.parametrize(("name", "layer"), [("admm", 0), ("barrier", 0), ("admm", 2), ("barrier", 2), ("scale", 2)])
+def test_memory_shared_in_two_forms_is_refused(name, layer, fit):
+    words = rf"`net\.{layer}\.weight` and `decoder\.weight` share memory"
+    with pytest.raises(ll.errors.ProjectionError, match=words):
+        fit(Decoder(layer), METHODS[name](module="net"))
 
 
 # Two bounds

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, Sto
 from torch import nn
 
 import lightning_lipschitz as ll
-from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, LipschitzCallback
+from lightning_lipschitz.callbacks import LipschitzADMM, LipschitzBarrier, LipschitzCallback, LipschitzScale
 from lightning_lipschitz.checkpoint_files import from_plain
 from lightning_lipschitz.extraction import Extractor
 from tests.callbacks.files import Failing
@@ -43,7 +43,11 @@ def barrier():
     return LipschitzBarrier(BOUND)
 
 
-METHODS = pytest.mark.parametrize("method", [admm, barrier])
+def scale():
+    return LipschitzScale(BOUND)
+
+
+METHODS = pytest.mark.parametrize("method", [admm, barrier, scale])
 
 
 READER = Extractor(body(), torch.zeros(2, INPUTS))
@@ -54,7 +58,7 @@ def opened(path):
     file = torch.load(path, weights_only=True)
     assert file["state_dict"].keys() == Classifier().state_dict().keys()
     network = READER.network({name.removeprefix("net."): value for name, value in file["state_dict"].items()})
-    return network, from_plain(file["admm" if "admm" in file else "barrier"]), file
+    return network, from_plain(next(file[key] for key in ("admm", "barrier", "scale") if key in file)), file
 
 
 def bad_files(folder):
@@ -452,7 +456,7 @@ def test_module_can_be_copied_and_saved_in_a_fit(fit, tmp_path):
                 if type(callback).__name__.startswith("Lipschitz"):
                     pickle.loads(pickle.dumps(callback))
 
-    for method in (admm, barrier):
+    for method in (admm, barrier, scale):
         fit(Classifier(), method(), Copier(), max_epochs=1)
         again = torch.load(tmp_path / "module.pt", weights_only=False)
         assert isinstance(again.net, nn.Sequential)

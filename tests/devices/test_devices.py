@@ -112,6 +112,7 @@ FITS = {
     "ADMM": (Net, lambda: [ll.LipschitzADMM(max_lipschitz=0.5, every_n_steps=2)], {}),
     "ADMM, soft": (Net, lambda: [ll.LipschitzADMM(mode="regularize", weight=1e-3, every_n_steps=2)], {}),
     "barrier": (Net, lambda: [ll.LipschitzBarrier(max_lipschitz=0.5)], {}),
+    "scale": (Net, lambda: [ll.LipschitzScale(max_lipschitz=0.5)], {}),
     "CLIP": (Clipped, lambda: [], {}),
     "margin": (Net, lambda: [ll.LipschitzMargin(0.3), ll.LipschitzCallback(certified_radii=[0.1])], {}),
     "margin, product": (Net, lambda: [ll.LipschitzMargin(0.3, bound="product")], {}),

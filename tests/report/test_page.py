@@ -132,7 +132,11 @@ def test_without_the_state_of_the_callback(digits, tmp_path):
     assert "no measurements" in page.text["training"]
 
 
-KINDS = {"admm": lambda: ll.LipschitzADMM(20.0), "barrier": lambda: ll.LipschitzBarrier(20.0)}
+KINDS = {
+    "admm": lambda: ll.LipschitzADMM(20.0),
+    "barrier": lambda: ll.LipschitzBarrier(20.0),
+    "scale": lambda: ll.LipschitzScale(20.0),
+}
 
 
 def fitted(folder, model, *callbacks, **saving):
