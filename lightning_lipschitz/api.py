@@ -62,8 +62,9 @@ def certify(
             first; or a Network.
         example_input: for a module: one batch of inputs, shape (batch, ...). By default the module's
             ``example_input_array``.
-        method: "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", or "auto": the tightest that fits the
-            time limit and the memory. "composed" bounds a module node by node and never forms its explicit matrices;
+        method: "norm-product", "closed-form", "sweep", "lipsdp-layer", "lipsdp-neuron", or "auto": the tightest that
+            fits the time limit and the memory. "sweep" moves the closed form's multipliers down hill, towards those of
+            "lipsdp-neuron" (:mod:`lightning_lipschitz.bounds.swept`). "composed" bounds a module node by node and never forms its explicit matrices;
             "auto" takes it where these would be too large. "lipsdp-network" is for reproduction only and never
             certified.
         solver: "native", or "clarabel" / "scs" through cvxpy.

@@ -30,7 +30,7 @@ class Certificate:
             if ``certified``.
         certified: whether the kernel signed it; of one that was read from a file, whether the file says so.
         status: how the search ended.
-        method: "norm-product", "closed-form", "lipsdp-layer", "lipsdp-neuron", "lipsdp-network" or
+        method: "norm-product", "closed-form", "sweep", "lipsdp-layer", "lipsdp-neuron", "lipsdp-network" or
             "composed" (of a graph, node by node).
         solver: what proposed the multipliers.
         relative_gap: duality gap of the proposal relative to the bound; None where the method has none.
