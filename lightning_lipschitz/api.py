@@ -64,9 +64,9 @@ def certify(
             ``example_input_array``.
         method: "norm-product", "closed-form", "sweep", "lipsdp-layer", "lipsdp-neuron", or "auto": the tightest that
             fits the time limit and the memory. "sweep" moves the closed form's multipliers down hill, towards those of
-            "lipsdp-neuron" (:mod:`lightning_lipschitz.bounds.swept`). "composed" bounds a module node by node and never forms its explicit matrices;
-            "auto" takes it where these would be too large. "lipsdp-network" is for reproduction only and never
-            certified.
+            "lipsdp-neuron" (:mod:`lightning_lipschitz.bounds.swept`). "composed" bounds a module node by node and never
+            forms its explicit matrices; "auto" takes it where these would be too large. "lipsdp-network" is for
+            reproduction only and never certified.
         solver: "native", or "clarabel" / "scs" through cvxpy.
         rtol: relative duality gap at which the search for the best bound ends. The bound is proved whatever the gap.
         time_limit: seconds, reading and proving included; when they are over, the best bound so far is returned. What

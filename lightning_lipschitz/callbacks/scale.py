@@ -165,7 +165,9 @@ class LipschitzScale(BoundedTraining[LastLayerWeights]):
             self._hooks.remove()
             self._hooks = None
         if self._in_loss is not None:  # it knows the module; what it has learnt is still saved after the fit
-            self._restored, self._in_loss = self._in_loss.state_dict(), None
+            self._restored = self._in_loss.state_dict()
+            self._in_loss.close()
+            self._in_loss = None
 
     # A step
 

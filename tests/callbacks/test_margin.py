@@ -11,7 +11,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 import lightning_lipschitz as ll
-from lightning_lipschitz.callbacks import LipschitzCallback, LipschitzMargin
+from lightning_lipschitz.callbacks import LipschitzCallback, LipschitzMargin, LipschitzScale
 from lightning_lipschitz.differentiable import DifferentiableBound
 from lightning_lipschitz.functional import margin_cross_entropy
 from tests.callbacks.test_unchanged import Witness
@@ -292,3 +292,10 @@ def test_a_named_module_and_output(fit):
     margin = LipschitzMargin(RADIUS, module="net", output="logits")
     fit(Several(), margin, max_epochs=1)
     assert margin.bound_in_loss.pairs().shape == (3, 3)
+
+
+@pytest.mark.parametrize("make", [LipschitzMargin, LipschitzScale])
+def test_no_hook_stays_on_the_batch_norms(make, fit):
+    module = Noisy()
+    fit(module, make(0.5, bound="product"), max_epochs=1)
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in module.modules())
