@@ -20,6 +20,7 @@ from lightning_lipschitz.training import nearby, nearest, scaled_layer
 from lightning_lipschitz.training.at_hand import certificate_by
 from lightning_lipschitz.weights import Store
 
+_SECONDS = 20.0  # for a certificate of what is scaled: small networks take less
 _RTOL = 1e-4  # of the certified bound, where it is searched for
 _ROUNDS = 3  # of the projection, where it goes far
 
@@ -158,7 +159,8 @@ class LastLayerScaler(Certifier):
 
     def _write(self, tensors: Tensors) -> CertifiedWeights:
         layer, read = self._weights.layer, self._weights.network
-        found = scaled_layer(layer, tensors, self._max_lipschitz, read, partial(api.certify, rtol=_RTOL, throw=False))
+        certify = partial(api.certify, rtol=_RTOL, time_limit=_SECONDS, throw=False)
+        found = scaled_layer(layer, tensors, self._max_lipschitz, read, certify)
         return CertifiedWeights(found.tensors, found.certificate, found.factor)
 
 

@@ -9,7 +9,16 @@ from torch import nn
 
 from lightning_lipschitz._lightning import LightningModule
 from lightning_lipschitz.callbacks._held_weights import HeldWeights
+from lightning_lipschitz.extraction import GraphExtractor
+from lightning_lipschitz.graph import Convolution
+from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.training import LastLayer, last_layer
+
+_SEARCHED = 1000  # units of a convolutional network whose explicit matrices are optimised over, for every file
+
+
+def _has_convolutions(module: nn.Module, example: Any) -> bool:
+    return any(isinstance(node, Convolution) for node in GraphExtractor(module, example).network().nodes)
 
 
 class LastLayerWeights(HeldWeights):
@@ -24,7 +33,9 @@ class LastLayerWeights(HeldWeights):
     _layer: LastLayer | None = None
 
     def _find(self, model: LightningModule, chosen: nn.Module, example: Any) -> Sequence[str]:
-        self.submodule.reader(model).refresh()  # what cannot be certified at all is refused as that
+        network = self.submodule.network(model)  # what cannot be certified at all is refused as that
+        if isinstance(network, Network) and network.num_units > _SEARCHED and _has_convolutions(chosen, example):
+            self.submodule.read_as("composed")  # in seconds what takes minutes on the explicit matrices
         self._layer = last_layer(chosen, example)
         return self._layer.names
 

@@ -213,6 +213,10 @@ class Submodule:
         self.follow()
         return self._extractor
 
+    def read_as(self, method: str) -> None:
+        """From now on, in the form that another method bounds."""
+        self._method, self._extractor, self._traced = method, None, None
+
     def follow(self) -> None:
         """Held inputs, to where the weights are now: whoever moves the model does not know of them."""
         if self._part is not None and self._part is not self._traced:
