@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,12 +14,13 @@ from lightning_lipschitz.callbacks._held_weights import HeldWeights, Tensors
 from lightning_lipschitz.callbacks._last_layer_weights import LastLayerWeights
 from lightning_lipschitz.certificate import Certificate, Multipliers
 from lightning_lipschitz.errors import LipschitzError
+from lightning_lipschitz.graph import Graph
 from lightning_lipschitz.graph.network import Network
 from lightning_lipschitz.training import nearby, nearest, scaled_layer
 from lightning_lipschitz.training.at_hand import certificate_by
 from lightning_lipschitz.weights import Store
 
-_SECONDS = 20.0  # for a certificate of what is scaled: small networks take less
+_SECONDS = 20.0  # for a certificate of explicit matrices that are scaled: small networks take less
 _RTOL = 1e-4  # of the certified bound, where it is searched for
 _ROUNDS = 3  # of the projection, where it goes far
 
@@ -159,7 +159,12 @@ class LastLayerScaler(Certifier):
 
     def _write(self, tensors: Tensors) -> CertifiedWeights:
         layer, read = self._weights.layer, self._weights.network
-        certify = partial(api.certify, rtol=_RTOL, time_limit=_SECONDS, throw=False)
+
+        def certify(subject: Network | Graph) -> Certificate:
+            # node by node it takes seconds anyway, and a limit would cost parts of it their time
+            limit = _SECONDS if isinstance(subject, Network) else None
+            return api.certify(subject, rtol=_RTOL, time_limit=limit, throw=False)
+
         found = scaled_layer(layer, tensors, self._max_lipschitz, read, certify)
         return CertifiedWeights(found.tensors, found.certificate, found.factor)
 
