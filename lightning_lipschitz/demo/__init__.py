@@ -1,4 +1,4 @@
-"""``lightning-lipschitz demo``: plain training, CLIP and ADMM on real digits, and what is proved of each."""
+"""``lightning-lipschitz demo``: a plain training and three others on real digits, and what is proved of each."""
 
 from lightning_lipschitz.demo.run import run
 

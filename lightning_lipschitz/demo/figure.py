@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from lightning_lipschitz.demo.training import MAX_LIPSCHITZ, RADII, Epoch, Trained
+from lightning_lipschitz.demo.training import MAX_LIPSCHITZ, RADII, RADIUS, Epoch, Trained
 from lightning_lipschitz.errors import MissingExtraError
 from lightning_lipschitz.report.numbers import hundredths_up
 
 # Okabe and Ito, "Color universal design", 2008; the dashes tell the lines apart without colour.
-COLOURS = {"plain": "#000000", "CLIP": "#0072b2", "ADMM": "#d55e00"}
-DASHES = {"plain": "-", "CLIP": (0, (5, 1.5)), "ADMM": (0, (1.5, 1))}
+COLOURS = {"plain": "#000000", "margin": "#009e73", "scale": "#d55e00", "CLIP": "#0072b2"}
+DASHES = {"plain": "-", "margin": (0, (7, 1, 1.5, 1)), "scale": (0, (1.5, 1)), "CLIP": (0, (5, 1.5))}
 _GREY = "#999999"
 
 
@@ -35,7 +35,7 @@ def draw(rows: Sequence[Epoch], outcomes: Sequence[Trained], data: str, path: Pa
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    figure.suptitle(f"The same network on {data}, trained in three ways")
+    figure.suptitle(f"The same network on {data}, trained in four ways")
     _draw_bounds(left, rows, outcomes)
     _draw_accuracy(right, outcomes)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def _draw_accuracy(axes: Any, outcomes: Sequence[Trained]) -> None:
     radii = torch.linspace(0.0, 0.8, 161).tolist()
     for outcome in outcomes:
         accuracy = [100 * outcome.certified_accuracy(radius) for radius in radii]
-        held = f" held to {MAX_LIPSCHITZ:g}" if outcome.name == "ADMM" else ""
+        held = {"scale": f" held to {MAX_LIPSCHITZ:g}", "margin": f" for {RADIUS:g}"}.get(outcome.name, "")
         bound = (
             f"{outcome.name}{held}: L ≤ {hundredths_up(outcome.certificate.upper_bound)}, {outcome.accuracy:.1%} right"
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_lipschitz import api
-from lightning_lipschitz.demo.training import MAX_LIPSCHITZ, RADII, Epoch, Trained
+from lightning_lipschitz.demo.training import MAX_LIPSCHITZ, RADII, RADIUS, Epoch, Trained
 from lightning_lipschitz.errors import MissingExtraError
 from lightning_lipschitz.report.numbers import hundredths_down, hundredths_up
 
@@ -48,9 +48,9 @@ def _epochs(rows: Sequence[Epoch]) -> Table:
 def _side_by_side(outcomes: Sequence[Trained]) -> Table:
     caption = (
         f"within r: the share of test images that are right and, proved, so is every input within the l2 distance r."
-        f" ADMM was held to L <= {MAX_LIPSCHITZ:g}. Seconds are those of training."
+        f" margin: LipschitzMargin({RADIUS:g}); scale: LipschitzScale({MAX_LIPSCHITZ:g}). Seconds: those of training."
     )
-    table = Table(title="The same network, trained in three ways", caption=caption)
+    table = Table(title="The same network, trained in four ways", caption=caption)
     table.add_column("training")
     for column in ("accuracy", "L >=", "L <=", *(f"within {radius:g}" for radius in RADII), "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
