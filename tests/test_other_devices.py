@@ -13,7 +13,7 @@ def test_on_the_pretend_device():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs", "tests/devices"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     environment["LIGHTNING_LIPSCHITZ_DEVICE"] = "pretend"
-    found = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=500)
+    found = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
     if "needs torch 2.9" in found.stdout:
         pytest.skip("the pretend device needs torch 2.9")
     assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-2000:]
