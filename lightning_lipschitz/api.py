@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy.typing as npt
@@ -104,7 +105,9 @@ def certify(
     clock = Clock(time_limit)
     state = None if warm_start is None else warm_start.state or warm_start.proof
     settings = Settings(method, solver, rtol, time_limit, str(device), split_size, workers, state, couplings)
-    network = read(model, example_input, slopes, method, module=module, input=input, output=output)
+    part = {"module": module, "input": input, "output": output}
+    network = read(model, example_input, slopes, method, **part)  # type: ignore[arg-type]
+    reading = clock.seconds
     if method == "composed" and isinstance(network, Network):
         raise ArgumentError("method", method, "any other for explicit matrices; this one reads an nn.Module")
     certificate = (
@@ -112,6 +115,13 @@ def certify(
         if isinstance(network, Graph)
         else certify_network(network, settings, clock)
     )
+    unfinished = isinstance(network, Network) and certificate.status is Status.TIME_LIMIT
+    if method == "auto" and unfinished and isinstance(model, nn.Module) and clock.fits(2.0 * reading):
+        # explicit matrices that were too much for the time: node by node, convolutions are bounded in less
+        graph = read(model, example_input, slopes, "composed", **part)  # type: ignore[arg-type]
+        if isinstance(graph, Graph):
+            composed = replace(certify_graph(graph, settings, clock), status=Status.TIME_LIMIT)
+            certificate = min(certificate, composed, key=lambda each: each.upper_bound)
     if throw and certificate.status in (Status.FALLBACK, Status.FAILED):
         raise SolverError(f"`{method}` with solver `{solver}` failed. {certificate.status.value}", certificate)
     return certificate

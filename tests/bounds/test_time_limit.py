@@ -452,3 +452,17 @@ def test_memory_that_holds_files_is_available(told, tmp_path, monkeypatch):
     (file := tmp_path / "meminfo").write_text(told)
     assert cost.room(str(file)) == (MEMINFO[told] or 21.0)
     assert cost.room(str(tmp_path / "missing")) == 21.0
+
+
+def test_what_explicit_matrices_leave_unfinished_is_bounded_node_by_node():
+    """Closed forms of this network would take longer than the limit, and the product of its norms is far above."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10)),
+    )
+    x = torch.zeros(1, 1, 28, 28)
+    found = ll.certify(net, x, time_limit=15.0)
+    assert found.method == "composed"
+    assert found.upper_bound < 0.95 * ll.certify(net, x, method="norm-product").upper_bound
+    assert ll.verify(found, net, x) == found.upper_bound
