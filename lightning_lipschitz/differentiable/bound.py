@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
@@ -14,7 +15,8 @@ from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.differentiable.form import Form
 from lightning_lipschitz.differentiable.product import ProductForm
 from lightning_lipschitz.differentiable.swept import SweptForm
-from lightning_lipschitz.errors import ArgumentError
+from lightning_lipschitz.differentiable.torus import NotOnTorusError, TorusForm
+from lightning_lipschitz.errors import ArgumentError, ModelSizeError
 from lightning_lipschitz.extraction import GraphExtractor, Input, Output, input_of, part, submodule
 from lightning_lipschitz.extraction.units import NotLinearisedError
 from lightning_lipschitz.graph.parts import measure
@@ -23,6 +25,7 @@ BoundMethod = Literal["auto", "sweep", "product"]
 
 WIDEST = 1024  # units of a layer that "auto" sweeps: each step takes a factorisation of that size
 LARGEST = 1000  # inputs and units of a model that is no chain of linear layers: its matrices are formed anew each step
+LARGEST_WORK = 3e10  # operations of a sweep over frequencies that "auto" takes: some seconds
 
 
 class DifferentiableBound:
@@ -129,15 +132,36 @@ class DifferentiableBound:
 
 
 def _form(model: nn.Module, example: Tensor, method: BoundMethod) -> tuple[BoundMethod, Form]:
-    if method == "product" or (method == "auto" and not _is_narrow(model, example)):
+    if method == "product":
         return "product", ProductForm(model, example)
+    if method == "auto" and not _is_narrow(model, example):
+        form = _on_torus(model, example, LARGEST_WORK)
+        return ("product", ProductForm(model, example)) if form is None else ("sweep", form)
     try:
-        swept = SweptForm(model, example)
-    except NotLinearisedError as error:
-        if method == "auto":
-            return "product", ProductForm(model, example)
-        raise ArgumentError("method", method, f"'product' for a model with `{error.operator}`") from error
-    return ("product", ProductForm(model, example)) if method == "auto" and swept.size > LARGEST else ("sweep", swept)
+        swept: SweptForm | None = SweptForm(model, example)
+    except (NotLinearisedError, ModelSizeError) as error:
+        swept, refused = None, error
+    if swept is not None and swept.size <= LARGEST:
+        return "sweep", swept
+    form = _on_torus(model, example, LARGEST_WORK if method == "auto" else math.inf)
+    if form is not None:
+        return "sweep", form
+    if method == "auto":
+        return "product", ProductForm(model, example)
+    if swept is not None:
+        return "sweep", swept
+    if isinstance(refused, NotLinearisedError):
+        raise ArgumentError("method", method, f"'product' for a model with `{refused.operator}`") from refused
+    raise refused
+
+
+def _on_torus(model: nn.Module, example: Tensor, most: float) -> TorusForm | None:
+    """The form of chains of convolutions; None for other models, and where an evaluation takes more work."""
+    try:
+        form = TorusForm(model, example)
+    except NotOnTorusError:
+        return None
+    return form if form.work <= most else None
 
 
 def _is_narrow(model: nn.Module, example: Tensor) -> bool:

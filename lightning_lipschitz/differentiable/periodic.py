@@ -25,10 +25,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_lipschitz.bounds.inequality import Columns
 from lightning_lipschitz.certificate.symbols import half
 from lightning_lipschitz.differentiable.translations import Indices, Translated, gathered
 from lightning_lipschitz.extraction.reading import Known, on_device
 from lightning_lipschitz.graph.arrays import Array
+
+FAR = np.iinfo(np.int32).max  # a tap that no kernel has
+
+
+@dataclass(frozen=True, eq=False)
+class _Transformed:
+    """Real matrices at positions, shape (positions, columns, rows), transformed and conjugated, as :data:`.Columns`."""
+
+    parts: Tensor
+    table: Tensor
+
+    def __call__(self, of_source: Tensor | None, of_result: Tensor | None) -> Tensor:
+        parts = self.parts
+        columns, rows = parts.shape[1:]
+        if of_source is not None:
+            parts = parts * of_source.repeat_interleave(columns // len(of_source))[:, None]
+        if of_result is not None:
+            parts = parts * of_result.repeat_interleave(rows // len(of_result))
+        return (self.table @ parts.reshape(len(parts), -1)).reshape(-1, 2, columns, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,64 +92,55 @@ class Torus:
         sizes = [self.pieces[0].channels[0] * math.prod(self.spacings[0]), *rows]
         return 8.0 * len(self.frequencies) * sum(r * r * (r + c) for c, r in pairwise(sizes))
 
-    def symbols(self, values: Mapping[Any, Any], device: torch.device) -> list[Tensor]:
-        """H_k at all frequencies, complex, shape (frequencies, channels times phases, those of the source)."""
-        known, found = self._known(device), []
-        for piece, (places, shifts) in zip(self.pieces, self._gathers, strict=True):
-            parts = gathered(piece.responses(values), known(places))
-            flat = parts.reshape(len(parts), -1)
-            real, imaginary = (known(table) @ flat for table in shifts)
-            found.append(torch.complex(real, imaginary).reshape(-1, *parts.shape[1:]))
-        return found
-
-    def rows(self, matrix: Tensor) -> Tensor:
-        """Transforms of a matrix on the last image, as :func:`.sweep_frequencies` takes them.
+    def columns(self, values: Mapping[Any, Any], matrix: Tensor) -> list[Columns]:
+        """Those of all convolutions, and of a matrix on the last image, as :func:`.sweep_frequencies` takes them.
 
         Args:
-            matrix: shape (outputs, channels times positions).
+            values: of the known nodes.
+            matrix: float64, shape (outputs, channels times positions).
         """
-        known = self._known(matrix.device)
-        outputs, channels = len(matrix), self.pieces[-1].channels[1]
-        real, imaginary = (matrix.reshape(outputs * channels, -1) @ known(table) for table in self._positions)
-        return torch.complex(real, imaginary).reshape(outputs, channels, -1).permute(2, 0, 1)
+        known, found = self._known(matrix.device), []
+        for piece, (places, table) in zip(self.pieces, self._gathers, strict=True):
+            responses = piece.responses(values).to(matrix)
+            found.append(_Transformed(gathered(responses, known(places)), known(table)))
+        parts = matrix.reshape(len(matrix), self.pieces[-1].channels[1], -1).permute(2, 1, 0)
+        return [*found, _Transformed(parts, known(self._positions))]
 
     @cached_property
-    def _gathers(self) -> list[tuple[Indices, tuple[Array, Array]]]:
-        """For every piece the places of the matrices of its coarse shifts, shape (shifts, rows, columns), and the
-        table that sums them up at every frequency."""
+    def _gathers(self) -> list[tuple[Indices, Array]]:
+        """For every piece the places of the matrices of its coarse shifts, transposed, shape (shifts, columns, rows),
+        and the table that sums them up at every frequency."""
         return [
             self._gather(piece, phases, after)
             for piece, (phases, after) in zip(self.pieces, pairwise(self.spacings), strict=True)
         ]
 
-    def _gather(
-        self, piece: Translated, phases: tuple[int, ...], after: tuple[int, ...]
-    ) -> tuple[Indices, tuple[Array, Array]]:
+    def _gather(self, piece: Translated, phases: tuple[int, ...], after: tuple[int, ...]) -> tuple[Indices, Array]:
         axes, taps, shifts = len(phases), [], []
         for s, P, Q, a, b in zip(piece.stride, phases, after, piece.least, piece.most, strict=True):
             own = np.arange(a // P, (s * (Q - 1) + b) // P + 1)
             read = np.arange(P)[None, None, :] + P * own[:, None, None] - s * np.arange(Q)[None, :, None]
-            # taps that are not there must not be taken for places of others
-            taps.append(np.where((read >= a) & (read <= b), read, np.iinfo(np.int32).max))
+            taps.append(np.where((read >= a) & (read <= b), read, FAR))  # other taps that are seen would be zero
             shifts.append(own)
-        places = piece.places(taps)
-        order = [*range(0, 3 * axes, 3), 3 * axes, *range(1, 3 * axes, 3), 3 * axes + 1, *range(2, 3 * axes, 3)]
+        places = piece.places(taps)  # (shift, phase of the result, that of the source) of every axis, both channels
+        per_axis = [list(range(first, 3 * axes, 3)) for first in range(3)]
+        order = [*per_axis[0], 3 * axes + 1, *per_axis[2], 3 * axes, *per_axis[1]]
         rows, columns = piece.channels[1] * math.prod(after), piece.channels[0] * math.prod(phases)
-        return np.ascontiguousarray(places.transpose(order)).reshape(-1, rows, columns), self._table(shifts)
+        return np.ascontiguousarray(places.transpose(order)).reshape(-1, columns, rows), self._table(shifts)
 
     @cached_property
-    def _positions(self) -> tuple[Array, Array]:
-        cosine, sine = self._table([np.arange(m) for m in self.pieces[-1].results])
+    def _positions(self) -> Array:
         opposite = (-self.frequencies % np.array(self.periods) == self.frequencies).all(axis=1)
         weights = np.sqrt(np.where(opposite, 1.0, 2.0) / math.prod(self.periods))
-        return np.ascontiguousarray((weights[:, None] * cosine).T), np.ascontiguousarray((weights[:, None] * sine).T)
+        table = self._table([np.arange(m) for m in self.pieces[-1].results])
+        return np.repeat(weights, 2)[:, None] * table
 
-    def _table(self, positions: Sequence[Indices]) -> tuple[Array, Array]:
-        """cos and sin of ``w . position``, shape (frequencies, positions of the product)."""
+    def _table(self, positions: Sequence[Indices]) -> Array:
+        """cos and -sin of ``w . position`` in turns, shape (twice the frequencies, positions of the product)."""
         product = np.array(list(itertools.product(*positions)), dtype=np.int64)
         periods = np.array(self.periods)
         angles = 2.0 * np.pi * ((self.frequencies[:, None] * product[None]) % periods / periods).sum(axis=-1)
-        return np.cos(angles), np.sin(angles)
+        return np.stack([np.cos(angles), -np.sin(angles)], axis=1).reshape(-1, len(product))
 
     def _known(self, device: torch.device) -> Known:
         if device not in self._copies:

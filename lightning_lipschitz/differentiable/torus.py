@@ -67,14 +67,6 @@ class _Chain:
     outputs: int
     live: Live
 
-    def values(self) -> Values:
-        """The values of the known nodes, float64, with graphs to the parameters."""
-        values = self.live.values({})
-        device = values[DEVICE]
-        device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
-        found = {key: _double(each, device) for key, each in values.items()}
-        return found | {DTYPE: torch.float64, DEVICE: device}
-
     def structure(self, device: torch.device) -> Structure:
         """That of the channels, and of the units behind them."""
         channels = [self.torus.pieces[0].channels[0], *(piece.channels[1] for piece in self.torus.pieces)]
@@ -182,8 +174,8 @@ class TorusForm:
 
     def _sweep(self) -> Swept:
         chain = self._chain()
-        values = chain.values()
-        device = values[DEVICE]
+        values = chain.live.values({})
+        device = _with_double(values[DEVICE])
         if device != self._multipliers.device:  # the model has moved
             state, self._multipliers = self._multipliers.state_dict(), self._made(device)
             self._multipliers.load_state_dict(state)
@@ -194,11 +186,15 @@ class TorusForm:
 
     def _swept(self, chain: _Chain, values: Values) -> Swept | None:
         like, first = torch.empty(0, dtype=values[DTYPE], device=values[DEVICE]), len(chain.torus.pieces) + 1
+        device = _with_double(like.device)
         structure, (log_weights, shares) = self._multipliers.structure, self._multipliers.values()
         heights = [*structure.sizes[first:], chain.outputs]
-        rows = [piece.rows(values, like, n)[0] for piece, n in zip(chain.dense, heights, strict=True)]
-        symbols = chain.torus.symbols(values, like.device)
-        body = sweep_frequencies(structure, symbols, chain.torus.rows(rows[0]), log_weights, shares, self._frequencies)
+        rows = [
+            piece.rows(values, like, n)[0].to(device, torch.float64)
+            for piece, n in zip(chain.dense, heights, strict=True)
+        ]
+        columns = chain.torus.columns(values, rows[0])
+        body = sweep_frequencies(structure, columns, log_weights, shares, self._frequencies)
         if body is None:
             return None
         multipliers, covariance = body
@@ -211,10 +207,21 @@ class TorusForm:
             self._multipliers.aim(objective, retain_graph=True)
 
 
-def _double(value: Any, device: torch.device) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(device, torch.float64) if value.is_floating_point() else value.to(device)
+def _with_double(device: torch.device) -> torch.device:
+    """Where the sweep of a model on a device is made: MPS has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _doubled(values: Values) -> Values:
+    """The values of the known nodes in float64, without graphs."""
+    device = _with_double(values[DEVICE])
+    found = {
+        key: each.detach().to(device, torch.float64 if each.is_floating_point() else each.dtype)
+        if isinstance(each, Tensor)
+        else each
+        for key, each in values.items()
+    }
+    return found | {DTYPE: torch.float64, DEVICE: device}
 
 
 def _chain_of(model: nn.Module, example: Tensor) -> _Chain:
@@ -228,8 +235,8 @@ def _chain_of(model: nn.Module, example: Tensor) -> _Chain:
     steps = GraphExtractor(model, example, at_once=False).walked()
     made = cut(steps)
     pieces, betas = _in_order(made, steps)
-    chain = _Chain(Torus(()), (), (), betas, made.outputs, Live(model, steps.trace, made))
-    values = chain.values()
+    live = Live(model, steps.trace, made)
+    values = _doubled(live.values({}))
     body = []
     for piece in pieces[:-1]:
         found = translated(piece, values)
@@ -242,7 +249,7 @@ def _chain_of(model: nn.Module, example: Tensor) -> _Chain:
         raise NotOnTorusError("it does not begin with convolutions on an image")
     if max([*sizes[len(body) + 1 :], made.outputs]) > WIDEST:
         raise NotOnTorusError(f"it has more than {WIDEST} units in a layer behind the convolutions")
-    return _Chain(Torus(tuple(body)), dense, (*sizes, made.outputs), betas, made.outputs, chain.live)
+    return _Chain(Torus(tuple(body)), dense, (*sizes, made.outputs), betas, made.outputs, live)
 
 
 def _of_samples(mask: Tensor) -> bool:

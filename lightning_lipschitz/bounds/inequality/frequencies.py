@@ -5,16 +5,24 @@ diagonal: at frequency w, with the symbols H_k(w), slopes [0, beta] and ``L_k`` 
 
     G_1 = H_1 H_1^H,   X_k = 2 L_k - beta^2 L_k G_k L_k,   G_k+1 = H_k+1 X_k^-1 H_k+1^H,
 
-and X_k is positive definite at every frequency if and only if c in ``L_k = c diag(t)^2`` is below 2 / (p beta^2), with
-p the largest eigenvalue of ``diag(t) G_k(w) diag(t)`` over all w. A matrix that reads all positions, with transforms
-What(w) of its rows, sums over the N frequencies: ``G = sum of What X_K^-1 What^H / N``. From there on the sweep is that
-of :mod:`lightning_lipschitz.bounds.inequality.sweep`. Kernels are real, so of two opposite frequencies one will do.
+and X_k is positive definite at every frequency if and only if c in ``L_k = c T^2``, T = diag(t), is below
+2 / (p beta^2), with p the largest eigenvalue of ``E = T G_k(w) T`` over all w. With ``kappa = c beta^2 / 2``,
+
+    G_k+1 = H_k+1 T^-1 (I / kappa - E)^-1 T^-1 H_k+1^H / (beta c)^2,
+
+so that scaling by multipliers and weights is left to the kernels, which are small and real. Where H_1 has few columns,
+``(I / kappa - H H^H)^-1 = kappa I + kappa H (I / kappa - H^H H)^-1 H^H`` has small matrices too.
+
+A matrix that reads all positions, with transforms What(w) of its rows, sums over the N frequencies: ``G = sum of
+What X_K^-1 What^H / N``. From there on the sweep is that of :mod:`lightning_lipschitz.bounds.inequality.sweep`. Kernels
+are real, so of two opposite frequencies one will do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,13 +30,17 @@ from torch import Tensor
 from lightning_lipschitz.bounds.inequality.structure import Structure
 from lightning_lipschitz.bounds.inequality.sweep import SLACK, Largest, congruent, estimates, gram
 
+#: Factors of the channels of the source and of the result -> ``(diag(of result) H diag(of source))^H`` at all
+#: frequencies; real parts above imaginary ones, shape (frequencies, 2, channels times phases of the source, those of
+#: the result), phases last.
+Columns: TypeAlias = "Callable[[Tensor | None, Tensor | None], Tensor]"
+
 _SQUARINGS = 5  # the 32nd root of the sum of 32nd powers: of 100 numbers that are alike it is 1.15 times the largest
 
 
 def sweep_frequencies(
     structure: Structure,
-    symbols: Sequence[Tensor],
-    rows: Tensor,
+    columns: Sequence[Columns],
     log_weights: Sequence[Tensor],
     shares: Sequence[Tensor],
     largest: Largest,
@@ -37,28 +49,57 @@ def sweep_frequencies(
 
     Args:
         structure: its first layers are the channels of those on the torus; slopes [0, beta], the same in a layer.
-        symbols: complex, shape (frequencies, channels times phases, those of the source), a layer; phases last.
-        rows: What, complex, shape (frequencies, outputs, those of the last source), each times the root of how often
-            its frequency counts, divided by the number of positions.
+        columns: of every convolution, and last of What, whose columns are multiplied by the root of how often their
+            frequency counts, divided by the root of the number of positions.
         log_weights, shares: as for :func:`.sweep`, of the first layers at least.
-        largest: gets G of all frequencies at once, and t of all channels and phases.
+        largest: gets E of all frequencies at once, or of the same eigenvalues a smaller matrix.
 
     Returns:
         None where a layer does not depend on the input.
     """
     multipliers = []
-    own = gram(symbols[0])
-    for k in range(1, len(symbols) + 1):
-        found = _pivot(structure, k, own, log_weights[k - 1].exp(), shares[k - 1], largest)
-        if found is None:
+    roots = [(0.5 * each).exp() for each in log_weights[: len(columns) - 1]]
+    first = _complex(columns[0](None, roots[0]))
+    few = 2 * first.shape[1] <= first.shape[2]
+    seen = gram(first if few else first.mH)
+    for k, following in enumerate(columns[1:], 1):
+        root, after = roots[k - 1], roots[k] if k < len(roots) else None
+        beta = structure.spans[k - 1][1]
+        pivot = _Pivots.of(k, seen, shares[k - 1], largest)
+        if pivot is None:
             return None
-        lam, form, factor = found
-        multipliers.append(lam)
-        last = k == len(symbols)
-        following = rows if last else symbols[k]
-        columns = (following / _spread(lam, following.shape[-1])).mH
-        own = _summed(form, factor, columns) if last else congruent(form, factor, columns)
-    return multipliers, own
+        c = pivot.kappa * 2.0 / beta**2
+        multipliers.append(c * root.square())
+        if few and k == 1:
+            read = following(1.0 / ((2.0 * c).sqrt() * root), after)
+            seen = _with_few(pivot, first, read, last=after is None)
+        else:
+            read = following(1.0 / (beta * c * root), after)
+            seen = _summed(pivot, read.flatten(1, 2)) if after is None else _congruent(pivot, _complex(read))
+    return multipliers, seen
+
+
+@dataclass(frozen=True, eq=False)
+class _Pivots:
+    """``form = I / kappa - E`` of all frequencies, and its lower factors."""
+
+    kappa: Tensor
+    form: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, k: int, seen: Tensor, share: Tensor, largest: Largest) -> _Pivots | None:
+        """None where the layer does not depend on the input."""
+        for p in estimates(k, seen, None, largest, largest_of_all):
+            if not bool(p > 0):
+                return None
+            kappa = (1.0 - SLACK) * share / p
+            form = -seen
+            form.diagonal(dim1=-2, dim2=-1).add_(1.0 / kappa)
+            factor, info = torch.linalg.cholesky_ex(form.detach())
+            if not bool(info.any()):
+                return cls(kappa, form, factor)
+        return None
 
 
 def largest_of_all(_: int, matrices: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -71,9 +112,9 @@ def largest_of_all(_: int, matrices: Tensor, scale: Tensor | None = None) -> Ten
 class WarmFrequencies:
     r"""A smooth number near :func:`largest_of_all`, for a product with a vector a frequency.
 
-    One step of power iteration a call, from where the last call ended; the Rayleigh quotients r of all frequencies give
-    ``(sum of r^32)^(1/32)``, so that all that are near the largest are pulled at together. The vectors are held in the
-    gradient. A factorisation has to find out what is too small.
+    One step of power iteration a call, from where the last call ended, gives a number r for every frequency;
+    ``(sum of r^32)^(1/32)`` pulls at all that are near the largest. The vectors are held in the gradient. What is too
+    small a number has to be found out by a factorisation.
 
     Attributes:
         vectors: complex, shape (frequencies, n), by the number of the layer.
@@ -89,18 +130,15 @@ class WarmFrequencies:
         self.vectors: dict[int, Tensor] = {}
 
     def __call__(self, number: int, matrices: Tensor, scale: Tensor | None = None) -> Tensor:
-        one = torch.ones_like(matrices[0, 0].real) if scale is None else scale
-        with torch.no_grad():
-            vectors = self.vectors.get(number)
-            if vectors is None or vectors.shape != matrices.shape[:2]:
-                vectors = torch.linalg.eigh(matrices * torch.outer(one, one))[1][..., -1]
-            else:
-                vectors = _directions(one * _times(matrices, one * vectors.to(matrices)))
-            self.vectors[number] = vectors
-        scaled = one * vectors
-        quotients = (scaled.conj() * _times(matrices, scaled)).sum(-1).real
-        most = quotients.detach().amax()
-        power = quotients / most
+        matrices = matrices if scale is None else matrices * torch.outer(scale, scale)
+        vectors = self.vectors.get(number)
+        if vectors is None or vectors.shape != matrices.shape[:2]:
+            vectors = torch.linalg.eigh(matrices.detach())[1][..., -1]
+        moved = (matrices @ vectors.to(matrices)[..., None])[..., 0]
+        self.vectors[number] = ends = _directions(moved.detach())
+        sizes = (ends.conj() * moved).sum(-1).real
+        most = sizes.detach().amax()
+        power = sizes / most
         for _ in range(_SQUARINGS):
             power = power.square()
         return most * power.sum() ** 2.0**-_SQUARINGS
@@ -114,10 +152,6 @@ class WarmFrequencies:
         self.vectors = dict(state)
 
 
-def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
-    return (matrices @ vectors[..., None])[..., 0]
-
-
 def _directions(vectors: Tensor) -> Tensor:
     """Unit vectors; where one has died, that of equal entries."""
     lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
@@ -126,53 +160,56 @@ def _directions(vectors: Tensor) -> Tensor:
     return torch.where(lengths > tiny, vectors / lengths.clamp(min=tiny), equal)
 
 
-def _spread(lam: Tensor, size: int) -> Tensor:
-    """The numbers of the channels, for all phases of each."""
-    return lam.repeat_interleave(size // len(lam))
+def _with_few(pivot: _Pivots, first: Tensor, read: Tensor, *, last: bool) -> Tensor:
+    """``V^H V + (U V)^H form^-1 U V`` for ``U = first`` and V the next columns, ``read``; summed for the last ones."""
+    V = _complex(read)
+    if not last:
+        return gram(V.mH) + _congruent(pivot, first @ V)
+    moved = first @ V
+    return gram(read.reshape(-1, read.shape[-1]).mT) + _summed(pivot, torch.cat([moved.real, moved.imag], 1))
 
 
-def _pivot(
-    structure: Structure, k: int, own: Tensor, weights: Tensor, share: Tensor, largest: Largest
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """``lambda``, and ``L^-1 X L^-1`` with its lower factor; None where the layer does not depend on the input."""
-    square = structure.spans[k - 1][1] ** 2
-    candidates: Iterable[Tensor] = estimates(k, own, _spread(weights, own.shape[-1]).sqrt(), largest, largest_of_all)
-    for p in candidates:
-        if not bool(p > 0):
-            return None
-        lam = (1.0 - SLACK) * share * 2.0 / square / p * weights
-        form = torch.diag(2.0 / _spread(lam, own.shape[-1])) - square * own
-        factor, info = torch.linalg.cholesky_ex(form.detach())
-        if not bool(info.any()):
-            return lam, form, factor
-    return None
+def _congruent(pivot: _Pivots, V: Tensor) -> Tensor:
+    return congruent(pivot.form, pivot.factor, V)
+
+
+def _complex(parts: Tensor) -> Tensor:
+    return torch.complex(parts[:, 0], parts[:, 1])
 
 
 class _SummedCongruence(torch.autograd.Function):
-    """The sum over a batch of the real parts of ``V^H X^-1 V``: one real product of all frequencies at once."""
+    """The sum over a batch of ``V^H X^-1 V``, in real arithmetic: one product of all frequencies at once.
+
+    V comes as its real part above its imaginary one, shape (frequencies, 2 n, columns).
+    """
 
     @staticmethod
     def forward(ctx: Any, form: Tensor, factor: Tensor, V: Tensor) -> Tensor:
-        half: Tensor = torch.linalg.solve_triangular(factor, V, upper=False)
-        ctx.save_for_backward(torch.linalg.solve_triangular(factor.mH, half, upper=True))
-        flat = _flat(half)
+        one = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand_as(factor)
+        inverse = _embedded(torch.linalg.solve_triangular(factor, one, upper=False))
+        half = inverse @ V
+        ctx.save_for_backward(inverse.mT @ half)
+        flat = half.reshape(-1, half.shape[-1])
         return flat.mT @ flat
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        (solved,) = ctx.saved_tensors
-        both = torch.view_as_complex(
-            (_flat(solved) @ (slope + slope.mT)).reshape(*solved.shape[:2], 2, -1).mT.contiguous()
-        )
-        of_form, _, of_rows = ctx.needs_input_grad
-        return -0.5 * both @ solved.mH if of_form else None, None, both if of_rows else None
+        solved: Tensor = ctx.saved_tensors[0]
+        both = (solved.reshape(-1, solved.shape[-1]) @ (slope + slope.mT)).reshape(solved.shape)
+        of_form = None
+        if ctx.needs_input_grad[0]:
+            n = solved.shape[1] // 2
+            found = both @ solved.mT
+            (a, b), (c, d) = ((rows[..., :n], rows[..., n:]) for rows in (found[:, :n], found[:, n:]))
+            of_form = torch.complex(-0.5 * (a + d), -0.5 * (c - b))
+        return of_form, None, both if ctx.needs_input_grad[2] else None
 
 
-def _flat(matrices: Tensor) -> Tensor:
-    """Real and imaginary parts as rows, shape (2 times matrices times rows, columns)."""
-    parts = torch.stack([matrices.real, matrices.imag], dim=2)
-    return parts.reshape(-1, matrices.shape[-1])
+def _embedded(matrices: Tensor) -> Tensor:
+    """[[Re, -Im], [Im, Re]]."""
+    real, imaginary = matrices.real, matrices.imag
+    return torch.cat([torch.cat([real, -imaginary], -1), torch.cat([imaginary, real], -1)], -2)
 
 
-def _summed(form: Tensor, factor: Tensor, V: Tensor) -> Tensor:
-    return _SummedCongruence.apply(form, factor, V)  # type: ignore[no-any-return, no-untyped-call]
+def _summed(pivot: _Pivots, V: Tensor) -> Tensor:
+    return _SummedCongruence.apply(pivot.form, pivot.factor, V)  # type: ignore[no-any-return, no-untyped-call]

@@ -174,7 +174,7 @@ class _Pivot:
 
 
 def estimates(
-    k: int, own: Tensor, scale: Tensor, largest: Largest, exact: Largest = largest_eigenvalue
+    k: int, own: Tensor, scale: Tensor | None, largest: Largest, exact: Largest = largest_eigenvalue
 ) -> Iterator[Tensor]:
     """p as it is found, to rounding, and then twice, four times ... that number."""
     if largest is not exact:
