@@ -73,9 +73,10 @@ def sweep_frequencies(
         if few and k == 1:
             read = following(1.0 / ((2.0 * c).sqrt() * root), after)
             seen = _with_few(pivot, first, read, last=after is None)
+        elif after is None:
+            seen = _summed(pivot.scaled(beta * c * root), following(None, None).flatten(1, 2))
         else:
-            read = following(1.0 / (beta * c * root), after)
-            seen = _summed(pivot, read.flatten(1, 2)) if after is None else _congruent(pivot, _complex(read))
+            seen = _congruent(pivot, _complex(following(1.0 / (beta * c * root), after)))
     return multipliers, seen
 
 
@@ -100,6 +101,11 @@ class _Pivots:
             if not bool(info.any()):
                 return cls(kappa, form, factor)
         return None
+
+    def scaled(self, by: Tensor) -> _Pivots:
+        """With ``diag(by) form diag(by)``, by the channel."""
+        by = by.repeat_interleave(self.form.shape[-1] // len(by))
+        return _Pivots(self.kappa, self.form * torch.outer(by, by), self.factor * by.detach()[:, None])
 
 
 def largest_of_all(_: int, matrices: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -174,13 +180,14 @@ def _congruent(pivot: _Pivots, V: Tensor) -> Tensor:
 
 
 def _complex(parts: Tensor) -> Tensor:
-    return torch.complex(parts[:, 0], parts[:, 1])
+    return torch.complex(*parts.unbind(1))
 
 
 class _SummedCongruence(torch.autograd.Function):
     """The sum over a batch of ``V^H X^-1 V``, in real arithmetic: one product of all frequencies at once.
 
-    V comes as its real part above its imaginary one, shape (frequencies, 2 n, columns).
+    V comes as its real part above its imaginary one, shape (frequencies, 2 n, columns). The derivative is computed in
+    single precision, in half of the time: it is that of a loss.
     """
 
     @staticmethod
@@ -188,21 +195,21 @@ class _SummedCongruence(torch.autograd.Function):
         one = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand_as(factor)
         inverse = _embedded(torch.linalg.solve_triangular(factor, one, upper=False))
         half = inverse @ V
-        ctx.save_for_backward(inverse.mT @ half)
+        ctx.save_for_backward(inverse.float().mT @ half.float())
         flat = half.reshape(-1, half.shape[-1])
         return flat.mT @ flat
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         solved: Tensor = ctx.saved_tensors[0]
-        both = (solved.reshape(-1, solved.shape[-1]) @ (slope + slope.mT)).reshape(solved.shape)
+        both = (solved.reshape(-1, solved.shape[-1]) @ (slope + slope.mT).float()).reshape(solved.shape)
         of_form = None
         if ctx.needs_input_grad[0]:
             n = solved.shape[1] // 2
-            found = both @ solved.mT
+            found = -0.5 * (both @ solved.mT).to(slope.dtype)
             (a, b), (c, d) = ((rows[..., :n], rows[..., n:]) for rows in (found[:, :n], found[:, n:]))
-            of_form = torch.complex(-0.5 * (a + d), -0.5 * (c - b))
-        return of_form, None, both if ctx.needs_input_grad[2] else None
+            of_form = torch.complex(a + d, c - b)
+        return of_form, None, both.to(slope.dtype) if ctx.needs_input_grad[2] else None
 
 
 def _embedded(matrices: Tensor) -> Tensor:
