@@ -39,9 +39,8 @@ def values(at: tuple[int, ...] = (0, 30, 100)) -> None:
         if step in at:
             started = time.process_time()
             proved = prove(network, bound.multipliers())
-            print(
-                f"{step:4d} steps, {spent:5.2f} s: {value:.5f}, proved {proved:.5f} in {time.process_time() - started:.2f} s"
-            )
+            took = time.process_time() - started
+            print(f"{step:4d} steps, {spent:5.2f} s: {value:.5f}, proved {proved:.5f} in {took:.2f} s")
         started = time.process_time()
         bound.step()
         spent += time.process_time() - started

@@ -60,14 +60,14 @@ class Translated:
     def responses(self, values: Mapping[Any, Any]) -> Tensor:
         """What the piece gives for impulses, shape (input channels, impulses of each, output channels, *answered)."""
         inputs, impulses = self.channels[0], math.prod(self.stride)
-        x = torch.zeros(inputs, impulses, inputs, *self.window, dtype=values[DTYPE], device=values[DEVICE])
+        x = torch.zeros(inputs, impulses, inputs, math.prod(self.window), dtype=values[DTYPE], device=values[DEVICE])
         for number, phase in enumerate(itertools.product(*(range(s) for s in self.stride))):
-            place = tuple(b + p for b, p in zip(self.base, phase, strict=True))
-            x[(slice(None), number, slice(None), *place)] = torch.eye(inputs, dtype=x.dtype, device=x.device)
-        y = _linear_part(self.piece, values, x.flatten(0, 1))
+            place = [b + p for b, p in zip(self.base, phase, strict=True)]
+            x[:, number, :, int(np.ravel_multi_index(place, self.window))] = torch.eye(inputs, dtype=x.dtype)
+        y = _linear_part(self.piece, values, x.reshape(-1, inputs, *self.window))
         if y.shape[1:] != (self.channels[1], *self.answered):
             raise ValueError(y.shape)
-        return y.unflatten(0, (inputs, impulses))
+        return y.reshape(inputs, impulses, *y.shape[1:])
 
     def places(self, taps: Sequence[Indices]) -> Indices:
         """Where in :meth:`responses`, flattened, the taps stand; one behind its end where there is none.

@@ -193,11 +193,10 @@ class _SummedCongruence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, form: Tensor, factor: Tensor, V: Tensor) -> Tensor:
         one = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand_as(factor)
-        inverse = _embedded(torch.linalg.solve_triangular(factor, one, upper=False))
-        half = inverse @ V
-        ctx.save_for_backward(inverse.float().mT @ half.float())
-        flat = half.reshape(-1, half.shape[-1])
-        return flat.mT @ flat
+        half = torch.linalg.solve_triangular(factor, one, upper=False)
+        solved = _embedded(half.mH @ half) @ V
+        ctx.save_for_backward(solved.float())
+        return V.reshape(-1, V.shape[-1]).mT @ solved.reshape(-1, V.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
