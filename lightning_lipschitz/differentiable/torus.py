@@ -135,7 +135,7 @@ class TorusForm:
         chain = self._chain()
         if not chain.fits:
             return None
-        with torch.no_grad():
+        with self._graph(), torch.no_grad():
             swept = self._sweep()
             rho = float(torch.linalg.eigvalsh(swept.covariance)[-1]) * (1.0 + SLACK)
         each = zip(swept.multipliers, chain.sizes[1:-1], strict=True)
@@ -165,6 +165,7 @@ class TorusForm:
 
     @contextmanager
     def _graph(self) -> Iterator[None]:
+        """Out of inference mode; with a graph where the caller wants one."""
         graph = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(graph):
             yield

@@ -15,6 +15,7 @@ from lightning_lipschitz.certificate import prove
 from lightning_lipschitz.differentiable import DifferentiableBound
 from lightning_lipschitz.differentiable.product import ProductForm
 from lightning_lipschitz.differentiable.torus import NotOnTorusError, TorusForm
+from lightning_lipschitz.errors import SolverError
 from lightning_lipschitz.extraction import extract
 
 
@@ -278,6 +279,23 @@ def test_weights_that_are_zero_when_it_is_made():
     with torch.no_grad():
         model[0][2].weight.copy_(kept)
     assert float(form.whole().detach()) == pytest.approx(float(TorusForm(model, x).whole().detach()))
+
+
+def test_scales_far_from_one_and_weights_that_are_all_zero():
+    model, x = made("2C2F", torch.float64)
+    value = float(TorusForm(model, x).whole().detach())
+    for scale in (1e-12, 1e12):
+        scaled = copy.deepcopy(model)
+        with torch.no_grad():
+            scaled[0][0].weight.mul_(scale)
+        form = TorusForm(scaled, x)
+        assert float(form.whole().detach()) == pytest.approx(scale * value)
+        form.pairs().sum().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in scaled.parameters())
+    with torch.no_grad():
+        model[0][2].weight.zero_()
+    with pytest.raises(SolverError):
+        TorusForm(model, x).whole()
 
 
 def test_its_state_goes_on_where_it_was():
