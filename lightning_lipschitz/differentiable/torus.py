@@ -57,6 +57,7 @@ class _Chain:
         sizes: numbers in every source and in the output, of one sample.
         betas: upper slopes, a layer.
         outputs: of the model.
+        one: whether each of the dense pieces runs on a single sample.
         live: its tensors.
     """
 
@@ -65,6 +66,7 @@ class _Chain:
     sizes: tuple[int, ...]
     betas: tuple[float, ...]
     outputs: int
+    one: tuple[bool, ...]
     live: Live
 
     def structure(self, device: torch.device) -> Structure:
@@ -191,8 +193,8 @@ class TorusForm:
         structure, (log_weights, shares) = self._multipliers.structure, self._multipliers.values()
         heights = [*structure.sizes[first:], chain.outputs]
         rows = [
-            piece.rows(values, like, n)[0].to(device, torch.float64)
-            for piece, n in zip(chain.dense, heights, strict=True)
+            piece.rows(values, like, n, one=one)[0].to(device, torch.float64)
+            for piece, n, one in zip(chain.dense, heights, chain.one, strict=True)
         ]
         columns = chain.torus.columns(values, rows[0])
         body = sweep_frequencies(structure, columns, log_weights, shares, self._frequencies)
@@ -250,7 +252,18 @@ def _chain_of(model: nn.Module, example: Tensor) -> _Chain:
         raise NotOnTorusError("it does not begin with convolutions on an image")
     if max([*sizes[len(body) + 1 :], made.outputs]) > WIDEST:
         raise NotOnTorusError(f"it has more than {WIDEST} units in a layer behind the convolutions")
-    return _Chain(Torus(tuple(body)), dense, (*sizes, made.outputs), betas, made.outputs, live)
+    one = tuple(_runs_on_one(piece, values) for piece in dense)
+    return _Chain(Torus(tuple(body)), dense, (*sizes, made.outputs), betas, made.outputs, one, live)
+
+
+def _runs_on_one(piece: Piece, values: Values) -> bool:
+    """Whether a piece gives the first sample of two what it gives that sample alone; sizes may be written into it."""
+    shape = piece.sources[0].shape
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(values[DEVICE])
+    try:
+        return torch.allclose(piece.run(values, [x[:1]]), piece.run(values, [x])[:1])
+    except RuntimeError:
+        return False
 
 
 def _of_samples(mask: Tensor) -> bool:

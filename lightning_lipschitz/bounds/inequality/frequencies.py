@@ -61,7 +61,7 @@ def sweep_frequencies(
     roots = [(0.5 * each).exp() for each in log_weights[: len(columns) - 1]]
     first = _complex(columns[0](None, roots[0]))
     few = 2 * first.shape[1] <= first.shape[2]
-    seen = gram(first if few else first.mH)
+    seen = gram(first) if few else _square(first)
     for k, following in enumerate(columns[1:], 1):
         root, after = roots[k - 1], roots[k] if k < len(roots) else None
         beta = structure.spans[k - 1][1]
@@ -168,9 +168,9 @@ def _with_few(pivot: _Pivots, first: Tensor, read: Tensor, *, last: bool) -> Ten
     """``V^H V + (U V)^H form^-1 U V`` for ``U = first`` and V the next columns, ``read``; summed for the last ones."""
     V = _complex(read)
     if not last:
-        return gram(V.mH) + _congruent(pivot, first @ V)
+        return _square(V) + _congruent(pivot, first @ V)
     moved = first @ V
-    return gram(read.reshape(-1, read.shape[-1]).mT) + _summed(pivot, torch.cat([moved.real, moved.imag], 1))
+    return _square(read.reshape(-1, read.shape[-1])) + _summed(pivot, torch.cat([moved.real, moved.imag], 1))
 
 
 def _congruent(pivot: _Pivots, V: Tensor) -> Tensor:
@@ -179,6 +179,24 @@ def _congruent(pivot: _Pivots, V: Tensor) -> Tensor:
 
 def _complex(parts: Tensor) -> Tensor:
     return torch.complex(*parts.unbind(1))
+
+
+class _Square(torch.autograd.Function):
+    """``V^H V``; :func:`gram` of ``V^H`` would leave conjugations and transpositions to be copied."""
+
+    @staticmethod
+    def forward(ctx: Any, V: Tensor) -> Tensor:
+        ctx.save_for_backward(V)
+        return V.mH @ V
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        V: Tensor = ctx.saved_tensors[0]
+        return V @ (slope + slope.mH)
+
+
+def _square(V: Tensor) -> Tensor:
+    return _Square.apply(V)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _SummedCongruence(torch.autograd.Function):
