@@ -95,8 +95,7 @@ class _Pivots:
             if not bool(p > 0):
                 return None
             kappa = (1.0 - SLACK) * share / p
-            form = -seen
-            form.diagonal(dim1=-2, dim2=-1).add_(1.0 / kappa)
+            form = torch.eye(seen.shape[-1], dtype=seen.dtype, device=seen.device) / kappa - seen
             factor, info = torch.linalg.cholesky_ex(form.detach())
             if not bool(info.any()):
                 return cls(kappa, form, factor)
@@ -142,7 +141,7 @@ class WarmFrequencies:
             vectors = torch.linalg.eigh(matrices.detach())[1][..., -1]
         moved = (matrices @ vectors.to(matrices)[..., None])[..., 0]
         self.vectors[number] = ends = _directions(moved.detach())
-        sizes = (ends.conj() * moved).sum(-1).real
+        sizes = (torch.view_as_real(ends) * torch.view_as_real(moved)).sum((-2, -1))
         most = sizes.detach().amax()  # powers of small numbers would be zero
         largest: Tensor = most * torch.linalg.vector_norm(sizes / most, ord=_POWER)
         return largest
