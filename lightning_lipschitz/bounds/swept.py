@@ -116,9 +116,12 @@ class SweptMultipliers:
 
     def at(self, blocks: Blocks) -> Swept | None:
         """The point that they stand for, of these matrices (float64, on :attr:`device`); see :func:`.sweep`."""
+        return sweep(self.structure, blocks, *self.values(), self._largest)
+
+    def values(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """What :func:`.sweep` calls log weights and shares."""
         theta, t = self.parameters
-        shares = self._most * torch.sigmoid(t)
-        return sweep(self.structure, blocks, self.structure.unshared(theta), list(shares), self._largest)
+        return self.structure.unshared(theta), list(self._most * torch.sigmoid(t))
 
     def aim(self, objective: Tensor, *, retain_graph: bool = False) -> None:
         """Take the gradient of what is to become smaller; other leaves of its graph get none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
@@ -14,7 +15,8 @@ from lightning_lipschitz.certificate import Multipliers
 from lightning_lipschitz.differentiable.form import Form
 from lightning_lipschitz.differentiable.product import ProductForm
 from lightning_lipschitz.differentiable.swept import SweptForm
-from lightning_lipschitz.errors import ArgumentError
+from lightning_lipschitz.differentiable.torus import NotOnTorusError, TorusForm
+from lightning_lipschitz.errors import ArgumentError, ModelSizeError
 from lightning_lipschitz.extraction import GraphExtractor, Input, Output, input_of, part, submodule
 from lightning_lipschitz.extraction.units import NotLinearisedError
 from lightning_lipschitz.graph.parts import measure
@@ -23,6 +25,7 @@ BoundMethod = Literal["auto", "sweep", "product"]
 
 WIDEST = 1024  # units of a layer that "auto" sweeps: each step takes a factorisation of that size
 LARGEST = 1000  # inputs and units of a model that is no chain of linear layers: its matrices are formed anew each step
+LARGEST_WORK = 1e10  # operations of a sweep over frequencies that "auto" takes: half a second on one core
 
 
 class DifferentiableBound:
@@ -34,15 +37,19 @@ class DifferentiableBound:
 
     * "sweep": LipSDP's matrix inequality with multipliers that are feasible by construction and follow the weights, one
       step for each :meth:`step`. From above but for rounding. For models with explicit matrices: a factorisation of
-      each layer's width a step.
+      each layer's width a step. For larger ones that are a chain of convolutions (batch norm, average pooling, padding
+      with zeros and elementwise activations with slopes from 0 up among them) and linear layers behind: the same with
+      one multiplier a channel, at the frequencies of a torus that the images are parts of; batch norms count with
+      their running statistics.
     * "product": norms of the affine pieces between activations, by power iteration through the model's own operators,
       and sums where paths meet. From below but for what composing norms loses. For models of any size.
 
     Args:
         model: any module that :func:`lightning_lipschitz.certify` reads.
         example_input: as there.
-        method: "sweep", "product", or "auto": "sweep" for chains of linear layers of up to 1,024 units, and for other
-            models of up to 1,000 inputs and units together.
+        method: "sweep", "product", or "auto": "sweep" for chains of linear layers of up to 1,024 units, for other
+            models of up to 1,000 inputs and units together, and for chains of convolutions that take about half a
+            second a step or less.
         module: as there.
         input: as there.
         output: as there.
@@ -129,15 +136,38 @@ class DifferentiableBound:
 
 
 def _form(model: nn.Module, example: Tensor, method: BoundMethod) -> tuple[BoundMethod, Form]:
-    if method == "product" or (method == "auto" and not _is_narrow(model, example)):
-        return "product", ProductForm(model, example)
+    swept = None if method == "product" else _swept(model, example, forced=method == "sweep")
+    return ("product", ProductForm(model, example)) if swept is None else ("sweep", swept)
+
+
+def _swept(model: nn.Module, example: Tensor, *, forced: bool) -> Form | None:
+    """The form for explicit matrices where they are small, else that of convolutions, else None or, if it is forced,
+    the one for explicit matrices of any size."""
+    explicit, refusal = None, None
+    if forced or _is_narrow(model, example):
+        try:
+            explicit = SweptForm(model, example)
+        except (NotLinearisedError, ModelSizeError) as error:
+            refusal = error
+    if explicit is not None and explicit.size <= LARGEST:
+        return explicit
+    convolutional = _on_torus(model, example, math.inf if forced else LARGEST_WORK)
+    if convolutional is not None or not forced:
+        return convolutional
+    if isinstance(refusal, NotLinearisedError):
+        raise ArgumentError("method", "sweep", f"'product' for a model with `{refusal.operator}`") from refusal
+    if refusal is not None:
+        raise refusal
+    return explicit
+
+
+def _on_torus(model: nn.Module, example: Tensor, most: float) -> TorusForm | None:
+    """The form of chains of convolutions; None for other models, and where an evaluation takes more work."""
     try:
-        swept = SweptForm(model, example)
-    except NotLinearisedError as error:
-        if method == "auto":
-            return "product", ProductForm(model, example)
-        raise ArgumentError("method", method, f"'product' for a model with `{error.operator}`") from error
-    return ("product", ProductForm(model, example)) if method == "auto" and swept.size > LARGEST else ("sweep", swept)
+        form = TorusForm(model, example)
+    except NotOnTorusError:
+        return None
+    return form if form.work <= most else None
 
 
 def _is_narrow(model: nn.Module, example: Tensor) -> bool:

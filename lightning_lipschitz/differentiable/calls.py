@@ -19,7 +19,7 @@ from lightning_lipschitz.extraction.patterns import operator_name
 
 Values = dict[Any, Any]  # by node of the trace; the working dtype and device under the keys of these names
 DTYPE, DEVICE = "dtype", "device"
-_SMALL = 10**6  # products of numbers in a convolution of one sample
+_SMALL = 10**6  # products of numbers in a convolution, a pair of samples
 
 _BIASED = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 _BIASED |= {"convolution", "linear"}
@@ -128,9 +128,9 @@ def _convolved(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> Any:
-    """``conv2d``; small ones by the plain kernel, which on a CPU takes less than half of the time for two samples."""
+    """``conv2d``; small ones by the plain kernel, which on a CPU takes less than half of the time for few samples."""
     stride, padding, dilation = ([*each] * (2 // len(each)) for each in (stride, padding, dilation))
-    products = weight.numel() * x.shape[-1] * x.shape[-2] // (stride[0] * stride[1])
+    products = weight.numel() * x.shape[-1] * x.shape[-2] // (stride[0] * stride[1]) * len(x) // 2
     if x.device.type == "cpu" and groups == 1 and dilation == [1, 1] and products < _SMALL:
         return torch.ops.aten.thnn_conv2d(x, weight, [*weight.shape[2:]], None, stride, padding)
     return torch.ops.aten.conv2d.default(x, weight, None, stride, padding, dilation, groups)

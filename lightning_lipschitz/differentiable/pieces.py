@@ -123,17 +123,19 @@ class Piece:
             length = _Known.apply(length, (*shares, *slopes), *inputs)  # type: ignore[no-untyped-call]
         return Step(length, turned, lengths)
 
-    def rows(self, values: Mapping[Any, Any], like: Tensor, outputs: int) -> list[Tensor]:
+    def rows(self, values: Mapping[Any, Any], like: Tensor, outputs: int, *, one: bool = False) -> list[Tensor]:
         """The first sample's rows over every source, shape (outputs, entries), with a graph to the parameters.
 
         Args:
             values: of the known nodes, with graphs to the parameters.
             like: a tensor of the working dtype and device.
             outputs: how many there are.
+            one: run the piece on one sample; it has to be known that it can be.
         """
         graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            zeros = [like.new_zeros(source.shape, requires_grad=True) for source in self.sources]
+            shapes = [(1, *source.shape[1:]) if one else source.shape for source in self.sources]
+            zeros = [like.new_zeros(shape, requires_grad=True) for shape in shapes]
             y = self.run(values, zeros)[0].reshape(-1)
         unit = torch.eye(outputs, dtype=y.dtype, device=y.device)
         found = torch.autograd.grad(

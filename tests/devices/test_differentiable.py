@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_lipschitz.differentiable.product import ProductForm
+from lightning_lipschitz.differentiable.torus import TorusForm
 from tests.devices.test_devices import BODIES, DEVICE, NAME, elsewhere, made
 
 
@@ -52,3 +53,31 @@ def test_an_evaluation_waits_for_the_device_once():
         form.whole().backward()
         assert pretend.TRIPS["to the host"] <= 1
         assert pretend.TRIPS["from the host"] <= 1
+
+
+def swept(device):
+    """Bound, pairs, gradients and multipliers of convolutions on the torus, of two training steps."""
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(1, 4, 4, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(4, 3, 3, padding=1), torch.nn.Tanh()
+    model = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(48, 6), torch.nn.ReLU())
+    model.append(torch.nn.Linear(6, 3)).to(device)
+    form = TorusForm(model, torch.zeros(1, 1, 8, 8))
+    results = []
+    for _ in range(2):
+        value, pairs = form.whole(), form.pairs()
+        (value + pairs.sum()).backward()
+        form.step()
+        results += [value, pairs, *(p.grad for p in model.parameters() if p.grad is not None)]
+    form.load_state_dict(form.state_dict())
+    proposed = [torch.tensor(each) for each in form.multipliers().values]
+    return [each.detach().cpu() for each in [*results, form.whole(), *proposed]]
+
+
+def test_the_sweep_on_the_torus_is_the_same_there():
+    here = swept("cpu")
+    with elsewhere():
+        there = swept(DEVICE)
+    if NAME == "pretend":  # it loses lazy conjugations, which derivatives of complex products leave
+        here, there = here[:2], there[:2]
+    for one, other in zip(here, there, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5 if NAME == "pretend" else 1e-2, atol=1e-6)

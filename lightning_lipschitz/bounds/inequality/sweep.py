@@ -81,9 +81,31 @@ def sweep(
         A point; None where a layer, or the output, does not depend on the input.
     """
     first = {k: block for (k, j), block in blocks.items() if j == 0}
-    G = {(i, j): _gram(first[i]) if i == j else first[i] @ first[j].mT for i in first for j in first if i >= j}
+    G = {(i, j): gram(first[i]) if i == j else first[i] @ first[j].mT for i in first for j in first if i >= j}
+    return sweep_on(1, G, structure, blocks, log_weights, shares, largest)
+
+
+def sweep_on(
+    first: int,
+    G: dict[tuple[int, int], Tensor],
+    structure: Structure,
+    blocks: Blocks,
+    log_weights: Sequence[Tensor] | None = None,
+    shares: Sequence[Tensor] | None = None,
+    largest: Largest = largest_eigenvalue,
+) -> Swept | None:
+    """The rest of a sweep: that of the layers from the number ``first``.
+
+    Args:
+        first: the number of a layer, or of the output.
+        G: by maps k >= l >= ``first``, without the layers before; it is used up.
+        structure, blocks, log_weights, shares, largest: as for :func:`sweep`, of all layers.
+
+    Returns:
+        The multipliers of these layers, and the covariance; None as there.
+    """
     multipliers = []
-    for k in range(1, structure.last):
+    for k in range(first, structure.last):
         if (k, k) not in G:
             return None
         weights = None if log_weights is None else log_weights[k - 1].exp()
@@ -129,7 +151,7 @@ class _Pivot:
         else:
             step = (1.0 - SLACK) * share * 2.0 / structure.widths[k - 1] ** 2
         weights = torch.ones_like(own[0]) if weights is None else weights
-        for p in _estimates(k, own, weights.sqrt(), largest):
+        for p in estimates(k, own, weights.sqrt(), largest):
             if not bool(p > 0):
                 return None
             pivot = cls._at(structure, k, own, step / p * weights)
@@ -151,13 +173,15 @@ class _Pivot:
         return None if int(info) else cls(lam, total, bend, inner, form, factor)
 
 
-def _estimates(k: int, own: Tensor, scale: Tensor, largest: Largest) -> Iterator[Tensor]:
+def estimates(
+    k: int, own: Tensor, scale: Tensor | None, largest: Largest, exact: Largest = largest_eigenvalue
+) -> Iterator[Tensor]:
     """p as it is found, to rounding, and then twice, four times ... that number."""
-    if largest is not largest_eigenvalue:
+    if largest is not exact:
         yield largest(k, own, scale)
-    exact = largest_eigenvalue(k, own, scale)
+    to_rounding = exact(k, own, scale)
     for doubling in range(_DOUBLINGS):
-        yield exact * 2.0**doubling
+        yield to_rounding * 2.0**doubling
 
 
 def _eliminate(G: dict[tuple[int, int], Tensor], k: int, pivot: _Pivot, direct: dict[int, Tensor]) -> None:
@@ -170,7 +194,7 @@ def _eliminate(G: dict[tuple[int, int], Tensor], k: int, pivot: _Pivot, direct: 
     # the columns of Lambda^-1 V, as rows
     V = {i: b if pivot.total is None else b * pivot.total for i, b in before.items()}
     V |= {i: V[i] + W / pivot.lam if i in V else W / pivot.lam for i, W in direct.items()}
-    products = _congruent(pivot.form, pivot.factor, torch.cat(list(V.values())).mT)
+    products = congruent(pivot.form, pivot.factor, torch.cat(list(V.values())).mT)
     sizes = [len(v) for v in V.values()]
     rows = (torch.split(row, sizes, dim=1) for row in torch.split(products, sizes))
     for i, blocks in zip(V, rows, strict=True):
@@ -184,39 +208,41 @@ def _eliminate(G: dict[tuple[int, int], Tensor], k: int, pivot: _Pivot, direct: 
 
 class _Congruence(torch.autograd.Function):
     """``V' X^-1 V`` of a positive definite X with its lower factor, whose derivative takes two products; that of the
-    factorisation itself would take four solves with X."""
+    factorisation itself would take four solves with X. Batches and complex matrices are as good."""
 
     @staticmethod
     def forward(ctx: Any, form: Tensor, factor: Tensor, V: Tensor) -> Tensor:
         half: Tensor = torch.linalg.solve_triangular(factor, V, upper=False)
-        ctx.save_for_backward(torch.linalg.solve_triangular(factor.mT, half, upper=True))
-        return half.mT @ half
+        ctx.save_for_backward(torch.linalg.solve_triangular(factor.mH, half, upper=True))
+        return half.mH @ half
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         (solved,) = ctx.saved_tensors
-        both = solved @ (slope + slope.mT)
+        both = solved @ (slope + slope.mH)
         of_form, _, of_rows = ctx.needs_input_grad
-        return -0.5 * both @ solved.mT if of_form else None, None, both if of_rows else None
+        return -0.5 * both @ solved.mH if of_form else None, None, both if of_rows else None
 
 
-def _congruent(form: Tensor, factor: Tensor, V: Tensor) -> Tensor:
+def congruent(form: Tensor, factor: Tensor, V: Tensor) -> Tensor:
+    """``V' X^-1 V``, with a graph to X (``form``) and V; ``factor`` is the lower factor of X, without a graph."""
     return _Congruence.apply(form, factor, V)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Gram(torch.autograd.Function):
-    """``A A'`` of a real A, whose derivative takes one product where that of ``A @ A.mT`` takes two."""
+    """``A A'``, whose derivative takes one product where that of ``A @ A.mH`` takes two."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
-        return rows @ rows.mT
+        return rows @ rows.mH
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Tensor:
         rows: Tensor = ctx.saved_tensors[0]
-        return (slope + slope.mT) @ rows
+        return (slope + slope.mH) @ rows
 
 
-def _gram(rows: Tensor) -> Tensor:
+def gram(rows: Tensor) -> Tensor:
+    """``A A'``, of every matrix of a batch."""
     return _Gram.apply(rows)  # type: ignore[no-any-return, no-untyped-call]
