@@ -367,6 +367,7 @@ def test_large_networks(make, precision, trainer, tmp_path):
     run.save_checkpoint(tmp_path / "after.ckpt", weights_only=True)
     files = sorted(Path(tmp_path).rglob("*.ckpt"))
     assert len(files) == 4
+    assert callback.state_dict()["bound"]["method"] == "product"
     x = next(iter(batches(SHAPE, 64)))[0]
     for path in files:
         file = torch.load(path, weights_only=True)
