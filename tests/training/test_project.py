@@ -228,6 +228,7 @@ PRUNED = [
 
 @pytest.mark.parametrize("make", [partly_frozen, partly_frozen_convolution, *PRUNED])
 def test_what_is_frozen_or_masked_stays_and_the_rest_gives_way(make):
+    torch.manual_seed(0)  # of some weights, pruning over all layers leaves one layer whole
     model = make()
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     masks = {name: mask.clone() for name, mask in model.named_buffers()}
