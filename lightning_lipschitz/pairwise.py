@@ -14,7 +14,7 @@ from lightning_lipschitz.api import Model, read
 from lightning_lipschitz.bounds import cost, swept
 from lightning_lipschitz.bounds.clock import Clock
 from lightning_lipschitz.bounds.pairwise import RATIOS, Pair, difference, pairs, shared_proposals, shared_work
-from lightning_lipschitz.bounds.search import certify_network, searching
+from lightning_lipschitz.bounds.search import FEWEST_STEPS, certify_network, searching
 from lightning_lipschitz.bounds.settings import MatrixMethod, Method, Settings, Solver, require_choice
 from lightning_lipschitz.bounds.signing import sign_nearby
 from lightning_lipschitz.certificate import Certificate, Composition, Multipliers, Proof, prove, reprove
@@ -198,7 +198,7 @@ class _PairSearch:
 
     def _sweep(self) -> None:
         """Multipliers that are best for all pairs together."""
-        steps = cost.swept_step(self.network).times(_FEWEST_STEPS)
+        steps = cost.swept_step(self.network).times(FEWEST_STEPS)
         if not self.network.layers or not self.clock.fits(self.clock.needs(steps)):
             return
         try:
@@ -246,7 +246,6 @@ class _PairSearch:
 
 _SIMPLE: tuple[Method, ...] = ("norm-product", "closed-form")
 _AS_THEY_ARE = (1.0,)  # ratios of multipliers that were made for the pairs
-_FEWEST_STEPS = 60  # of swept multipliers, that are worth it
 
 
 def _fits(point: Multipliers, network: Network) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,11 +21,76 @@ RATE = 1e-2  # of Adam on the multipliers, a step for each of the optimizer's
 LARGEST_SHARE = 0.9  # room for eigenvalues that lag behind the weights
 
 
-class SweptForm:
-    """Swept multipliers that follow the weights. What they give is above the constant but for rounding in float64.
+class FollowingMultipliers:
+    """Swept multipliers that follow the weights: what the forms have in common, however a model is swept.
 
     The multipliers are moved by the gradient of the mean of log K_ij, which has no data in it: every process moves them
     alike, and no scaling, clipping or accumulation of the loss's gradients touches them.
+    """
+
+    _multipliers: SweptMultipliers
+    _warm: WarmEigenvalues
+
+    def _made(self, device: torch.device) -> SweptMultipliers:
+        """New multipliers on a device."""
+        raise NotImplementedError
+
+    def _swept(self) -> Swept | None:
+        """The point of the weights of this moment, of multipliers that :meth:`_move_to` has brought to them."""
+        raise NotImplementedError
+
+    def whole(self) -> Tensor:
+        with self._graph():
+            swept = self._sweep()
+            value = self._warm(0, swept.covariance)
+            self._aim(0.5 * value.log())
+            return value.sqrt()
+
+    def pairs(self) -> Tensor:
+        with self._graph():
+            swept = self._sweep()
+            self._aim(mean_log_pairs(swept.covariance))
+            return pair_bounds(swept.covariance)
+
+    def step(self) -> None:
+        self._multipliers.step()
+
+    def close(self) -> None:
+        """Nothing listens."""
+
+    def _proved_at(self) -> tuple[float, list[Tensor]]:
+        """(rho, lambda / rho): a proposal, of what was swept."""
+        with self._graph(), torch.no_grad():
+            swept = self._sweep()
+            rho = float(torch.linalg.eigvalsh(swept.covariance)[-1]) * (1.0 + SLACK)
+        return rho, swept.multipliers
+
+    @contextmanager
+    def _graph(self) -> Iterator[None]:
+        """Out of inference mode; with a graph where the caller wants one."""
+        graph = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(graph):
+            yield
+
+    def _sweep(self) -> Swept:
+        swept = self._swept()
+        if swept is None or not bool(swept.covariance.isfinite().all()):
+            raise SolverError("no multipliers were found for these weights: they are zero, or beyond float64's range.")
+        return swept
+
+    def _move_to(self, device: torch.device) -> None:
+        """To where the model is by now."""
+        if device != self._multipliers.device:
+            state, self._multipliers = self._multipliers.state_dict(), self._made(device)
+            self._multipliers.load_state_dict(state)
+
+    def _aim(self, objective: Tensor) -> None:
+        if objective.requires_grad and torch.is_grad_enabled():
+            self._multipliers.aim(objective, retain_graph=True)
+
+
+class SweptForm(FollowingMultipliers):
+    """Swept multipliers of explicit matrices. What they give is above the constant but for rounding in float64.
 
     Args:
         model: of one input and one output, small enough for explicit matrices.
@@ -45,30 +111,10 @@ class SweptForm:
         self.size = 0 if chain else sum(self._network.sizes)
         self._warm = WarmEigenvalues()
         self._multipliers = self._made(torch.device("cpu"))
-        self._last: Swept | None = None
-
-    def whole(self) -> Tensor:
-        swept = self._sweep()
-        value = self._warm(0, swept.covariance)
-        self._aim(0.5 * value.log())
-        return value.sqrt()
-
-    def pairs(self) -> Tensor:
-        swept = self._sweep()
-        self._aim(mean_log_pairs(swept.covariance))
-        return pair_bounds(swept.covariance)
-
-    def step(self) -> None:
-        self._multipliers.step()
 
     def multipliers(self) -> Multipliers | None:
-        with torch.no_grad():
-            swept = self._sweep()
-            rho = float(torch.linalg.eigvalsh(swept.covariance)[-1]) * (1.0 + SLACK)
-        return Multipliers(rho, tuple(rho * lam.cpu().numpy() for lam in swept.multipliers))
-
-    def close(self) -> None:
-        """Nothing listens."""
+        rho, values = self._proved_at()
+        return Multipliers(rho, tuple(rho * lam.cpu().numpy() for lam in values))
 
     def state_dict(self) -> dict[str, Any]:
         return {"multipliers": self._multipliers.state_dict(), "eigenvectors": self._warm.state_dict()}
@@ -81,17 +127,7 @@ class SweptForm:
         structure = Structure.of(self._network, device)
         return SweptMultipliers(structure, rate=RATE, largest_share=LARGEST_SHARE, largest=self._warm)
 
-    def _sweep(self) -> Swept:
+    def _swept(self) -> Swept | None:
         blocks = self._matrices()
-        device = next(iter(blocks.values())).device
-        if device != self._multipliers.device:  # the model has moved
-            state, self._multipliers = self._multipliers.state_dict(), self._made(device)
-            self._multipliers.load_state_dict(state)
-        swept = self._multipliers.at(blocks)
-        if swept is None or not bool(swept.covariance.isfinite().all()):
-            raise SolverError("no multipliers were found for these weights: they are zero, or beyond float64's range.")
-        return swept
-
-    def _aim(self, objective: Tensor) -> None:
-        if objective.requires_grad and torch.is_grad_enabled():
-            self._multipliers.aim(objective, retain_graph=True)
+        self._move_to(next(iter(blocks.values())).device)
+        return self._multipliers.at(blocks)
