@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 import pytorch_lightning as pl
 import torch
-from common import markdown, parser, publish
+from common import markdown, parser, publish, quiet_trainer
 from margin import c2f2
 from torch import Tensor, nn
 
@@ -104,15 +104,7 @@ def fitted(name: str, data: Digits, *callbacks: pl.Callback) -> tuple[nn.Module,
     torch.manual_seed(0)
     module, steps = Classifier(MODELS[name]()), Steps()
     with TemporaryDirectory() as folder:
-        trainer = pl.Trainer(
-            max_epochs=EPOCHS,
-            callbacks=[*callbacks, steps],
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        trainer = quiet_trainer(EPOCHS, *callbacks, steps)
         trainer.fit(module, data.loaders(BATCH)[0])
         trainer.save_checkpoint(Path(folder, "last.ckpt"))
         state = torch.load(Path(folder, "last.ckpt"), weights_only=False)["state_dict"]

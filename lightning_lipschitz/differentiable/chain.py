@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from lightning_lipschitz.bounds.inequality import (
-    Structure,
-)
+from lightning_lipschitz.bounds.inequality import Structure
 from lightning_lipschitz.differentiable.calls import DEVICE, DTYPE, Values
 from lightning_lipschitz.differentiable.cuts import Cut, cut
 from lightning_lipschitz.differentiable.live import Live
